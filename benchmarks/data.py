@@ -1,0 +1,163 @@
+"""Tables for the benchmarks: clean test labels, training labels with known or human noise."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+from scipy.stats import truncnorm
+from sklearn.datasets import fetch_openml, load_breast_cancer, load_digits
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+
+Features = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Split = tuple[Features, Labels, Features, Labels]
+
+SKLEARN = {"digits": load_digits, "breast_cancer": load_breast_cancer}
+MLBENCH = {  # file in uci_mlbench, OpenML id, number of trailing columns that are features
+    "vehicle": ("vehicle", 54, 18),
+    "vowel": ("vowel", 307, 10),
+    "dna": ("dna", 40670, 180),
+    "satellite": ("satellite", 182, 36),
+    "letter": ("letterrecognition", 6, 16),
+    "shuttle": ("shuttle", 40685, 9),
+}
+TABLES = ["vehicle", "vowel", "digits", "dna", "breast_cancer", "satellite", "letter", "shuttle"]
+HUMAN_NOISE = ("worse", "random1")
+TEST_FRACTION = 0.3
+
+
+def data_folder() -> Path:
+    default = Path(__file__).parents[2] / "shared" / "data"
+    return Path(os.environ.get("ROBUSTCLF_DATA", default))
+
+
+def load(name: str, noise: str, rate: float, seed: int, max_train: int = 10_000) -> Split:
+    """Return ``X_train, y_noisy, X_test, y_test``; labels are 0 .. K-1, only training labels wrong.
+
+    Parameters
+    ----------
+    name : {*TABLES, "cifar10n"}
+    noise : {"none", "symmetric", "pair", "instance"}, or for cifar10n {"none", "worse", "random1"}
+    rate : share of training labels that are wrong; human noise brings its own
+    seed : governs the split, the subsample and the noise
+    max_train : a larger training part is subsampled, keeping the shares of the clean classes
+    """
+    rng = np.random.default_rng(seed)
+    if name == "cifar10n":
+        return _load_cifar10n(noise, rng, max_train)
+    X, y = load_table(name)
+    X_train, X_test, y_train, y_test = train_test_split(
+        X, y, test_size=TEST_FRACTION, stratify=y, random_state=seed
+    )
+    if len(y_train) > max_train:
+        X_train, _, y_train, _ = train_test_split(
+            X_train, y_train, train_size=max_train, stratify=y_train, random_state=seed
+        )
+    return X_train, add_noise(X_train, y_train, noise, rate, rng), X_test, y_test
+
+
+def load_table(name: str) -> tuple[Features, Labels]:
+    """Return the clean table ``X, y``."""
+    if name in SKLEARN:
+        X, y = SKLEARN[name](return_X_y=True)
+    elif name in MLBENCH:
+        X, y = _load_mlbench(*MLBENCH[name])
+    else:
+        raise ValueError(f"No table {name!r}; there are {', '.join(TABLES)} and cifar10n.")
+    return X.astype(float), np.unique(y, return_inverse=True)[1]
+
+
+def _load_mlbench(stem: str, openml_id: int, n_features: int) -> tuple[NDArray, NDArray]:
+    path = data_folder() / "uci_mlbench" / f"{stem}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=True) as table:
+            return table["X"], table["y"]
+    try:
+        X, y = fetch_openml(data_id=openml_id, as_frame=False, parser="liac-arff", return_X_y=True)
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{path} is missing and openml.org/d/{openml_id} cannot be fetched ({error}); "
+            "download it and set ROBUSTCLF_DATA to the folder that holds uci_mlbench."
+        ) from error
+    return X[:, -n_features:], y
+
+
+def _load_cifar10n(noise: str, rng: np.random.Generator, max_train: int) -> Split:
+    path = data_folder() / "cifar10n" / "cifar10n_feat128.npz"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: make it from the CIFAR-10 images and the CIFAR-10N labels "
+            "(github.com/UCSC-REAL/cifar-10-100n), 128 features a row, and set ROBUSTCLF_DATA."
+        )
+    if noise not in ("none", *HUMAN_NOISE):
+        raise ValueError(f"cifar10n has the noise kinds none, worse and random1, not {noise!r}.")
+    with np.load(path) as table:
+        y = table["y_clean" if noise == "none" else f"y_{noise}"].astype(np.int64)
+        rows = rng.permutation(len(y))[:max_train]
+        X_train, X_test = table["X_train"][rows] / 20.0, table["X_test"] / 20.0
+        return X_train, y[rows], X_test, table["y_test"].astype(np.int64)
+
+
+def add_noise(X: Features, y: Labels, noise: str, rate: float, rng: np.random.Generator) -> Labels:
+    """Return a copy of `y` with a share `rate` of wrong labels; no class disappears."""
+    if noise == "none":
+        return y.copy()
+    if noise not in NOISES:
+        raise ValueError(f"No noise {noise!r}; there are none, {', '.join(NOISES)}.")
+    return keep_classes(y, NOISES[noise](X, y, rate, rng))
+
+
+def symmetric(X: Features, y: Labels, rate: float, rng: np.random.Generator) -> Labels:
+    """Give exactly ``round(rate * n)`` random rows another class, drawn uniformly."""
+    rows = rng.permutation(len(y))[: round(rate * len(y))]
+    n_classes = y.max() + 1
+    noisy = y.copy()
+    noisy[rows] = (y[rows] + rng.integers(1, n_classes, len(rows))) % n_classes
+    return noisy
+
+
+def pair(X: Features, y: Labels, rate: float, rng: np.random.Generator) -> Labels:
+    """Give exactly ``round(rate * n)`` random rows the next class, ``y + 1 mod K``."""
+    rows = rng.permutation(len(y))[: round(rate * len(y))]
+    noisy = y.copy()
+    noisy[rows] = (y[rows] + 1) % (y.max() + 1)
+    return noisy
+
+
+def instance(X: Features, y: Labels, rate: float, rng: np.random.Generator) -> Labels:
+    """Flip row i with probability q_i to a class drawn from softmax(x_i W_{y_i}) without y_i.
+
+    The q_i are normal around `rate` with standard deviation 0.1, truncated to [0, 2 rate]; W_y is
+    standard normal and X standardised. Xia et al. (2020), Part-dependent label noise, algorithm 2;
+    here rows are flipped by systematic sampling, so that the share of wrong labels is `rate`.
+    """
+    width = rate / 0.1
+    q = truncnorm.rvs(-width, width, loc=rate, scale=0.1, size=len(y), random_state=rng)
+    steps = np.floor(q.cumsum() * rate / q.mean() + rng.random())
+    flipped = np.diff(steps, prepend=0) > 0
+    n_classes = y.max() + 1
+    projections = rng.standard_normal((n_classes, X.shape[1], n_classes))
+    X = StandardScaler().fit_transform(X)
+    scores = np.stack([x @ projections[label] for x, label in zip(X, y, strict=True)])
+    scores[np.arange(len(y)), y] = -np.inf
+    cumulated = softmax(scores, axis=1).cumsum(axis=1)
+    other = (rng.random((len(y), 1)) * cumulated[:, -1:] >= cumulated).sum(axis=1)
+    return np.where(flipped, other, y)
+
+
+Noise = Callable[[Features, Labels, float, np.random.Generator], Labels]
+NOISES: dict[str, Noise] = {"symmetric": symmetric, "pair": pair, "instance": instance}
+
+
+def keep_classes(y: Labels, noisy: Labels) -> Labels:
+    """Give true labels back until each class has two (as stratified splits need) or all it had."""
+    noisy = noisy.copy()
+    for label in np.unique(y):
+        missing = min(2, (y == label).sum()) - (noisy == label).sum()
+        if missing > 0:
+            noisy[np.flatnonzero((y == label) & (noisy != label))[:missing]] = label
+    return noisy

@@ -1,0 +1,481 @@
+"""The training step and the loop around it, on skorch: ``mean_i w_i * loss(f(x_i), t_i) + R``."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback, EarlyStopping
+from skorch.dataset import Dataset
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Subset
+from tqdm.auto import tqdm
+
+from robustclf._registry import check_known, closest
+from robustclf.losses import Loss
+from robustclf.modules import Network
+from robustclf.strategies import Batch, Strategy, overrides
+
+CHUNK = 16_384  # rows of a forward pass without gradient
+
+
+class DivergenceError(ArithmeticError):
+    """The training loss became infinite or not a number."""
+
+
+class Criterion(nn.Module):
+    """A checked loss in the form skorch wants.
+
+    Parameters
+    ----------
+    loss : Loss
+    n_classes : int
+
+    Raises
+    ------
+    ValueError
+        If a hyper-parameter of the loss is out of range.
+    """
+
+    def __init__(self, loss: Loss, n_classes: int) -> None:
+        super().__init__()
+        loss.check(n_classes)
+        self.loss = loss
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each sample, ``(member, sample)``."""
+        return self.loss(logits, target)
+
+
+@dataclass
+class TrainingSet:
+    """All rows as one tensor on the device; `rows` says which of them train."""
+
+    x: Tensor | sparse.csr_array  # (sample, feature)
+    y: Tensor  # (sample,)
+    weight: Tensor  # (member or 1, sample), mean one over `rows`
+    rows: Tensor  # (trained,)
+    x_valid: Tensor | sparse.csr_array | None = None
+    y_valid: Tensor | None = None
+    weight_valid: Tensor | None = None
+
+    def to(self, net: RobustNet) -> Self:
+        """Move everything to the device and into the precision of ``net``."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                value = torch.from_numpy(value)
+            if isinstance(value, Tensor):
+                dtype = net.dtype if value.is_floating_point() else value.dtype
+                setattr(self, field.name, value.to(net.device, dtype))
+        return self
+
+    def batch(self, index: Tensor) -> Batch:
+        """Gather the rows of one step."""
+        weight = self.weight.index_select(1, index)
+        return Batch(take(self.x, index), self.y.index_select(0, index), weight, index)
+
+
+def take(x: Tensor | sparse.csr_array, index: Tensor) -> Tensor:
+    """Gather rows; sparse ones become dense only here."""
+    if isinstance(x, Tensor):
+        return x.index_select(0, index)
+    return torch.from_numpy(x[index.cpu().numpy()].toarray()).to(index.device)
+
+
+def _one_cycle(t: float, warm_up: float = 0.1) -> float:
+    if t < warm_up:
+        return 0.04 + 0.96 * t / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (t - warm_up) / (1 - warm_up)))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "one_cycle": _one_cycle,
+    "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
+    "constant": lambda t: 1.0,
+}
+
+
+class RobustNet(NeuralNetClassifier):  # type: ignore[misc]
+    """A skorch net that trains a stack of members with a loss and strategies.
+
+    Parameters
+    ----------
+    module : Network
+        Gives logits ``(member, sample, class)``.
+    n_members, n_stacked : int
+        Leading members, which predict, and all members; the others give out-of-fold probabilities.
+    n_codes : int
+        Trailing columns of the encoded rows that are category codes.
+    strategies : sequence of Strategy
+        Also notified as callbacks, before those of the user.
+    schedule : callable or None
+        Factor of the learning rate at each time in [0, 1] of the fit; None leaves it alone.
+    precision : {"float32", "float64", "bf16"}
+    **kwargs
+        As :class:`skorch.NeuralNet`.
+    """
+
+    def __init__(
+        self,
+        module: Network,
+        *args: Any,
+        n_members: int = 1,
+        n_stacked: int = 1,
+        n_codes: int = 0,
+        strategies: tuple[Strategy, ...] = (),
+        schedule: Callable[[float], float] | None = None,
+        precision: str = "float32",
+        **kwargs: Any,
+    ) -> None:
+        self.n_members = n_members
+        self.n_stacked = n_stacked
+        self.n_codes = n_codes
+        self.strategies = strategies
+        self.schedule = schedule
+        self.precision = precision
+        super().__init__(module, *args, **kwargs)
+
+    @property
+    def _default_callbacks(self) -> list[Any]:
+        return [(f"{type(s).__name__}_{i}", s) for i, s in enumerate(self.strategies)]
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the current epoch, from 0."""
+        return max(len(self.history) - 1, 0)
+
+    def get_params_for_optimizer(
+        self, prefix: str, named_parameters: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Split the parameters: weight decay acts on weights alone."""
+        kwargs = self.get_params_for(prefix)
+        kwargs.setdefault("lr", self.lr)
+        decay = kwargs.pop("weight_decay", 0.0)
+        groups: dict[tuple[bool, int | None], dict[str, Any]] = {}
+        for name, p in named_parameters:
+            member = int(name.split(".")[2]) if name.startswith("body.members.") else None
+            decays = p.ndim >= 2 and "weight" in name.rpartition(".")[2]
+            group = {"stacked": member is None, "member": member or 0}
+            group |= {"params": [], "weight_decay": decay if decays else 0.0}
+            groups.setdefault((decays, member), group)["params"].append(p)
+        return (list(groups.values()),), kwargs
+
+    def train_step(self, batch: Batch, **fit_params: Any) -> Tensor:
+        """Take one step on ``mean_i w_i * loss(f(x_i), t_i) + R`` and return its value."""
+        for strategy in self._listening["on_batch"]:
+            batch = strategy.on_batch(self, batch)
+        logits = None
+
+        def objective() -> Tensor:
+            nonlocal logits
+            first, optimizer = logits is None, self.optimizer_
+            optimizer.zero_grad()
+            with self._autocast() if first else self._second_look():
+                logits = self.module_(batch.x).to(batch.weight.dtype)
+            if first:
+                self._relabel(batch, logits.detach())
+            loss = self.criterion_(logits, batch.target)
+            if first:
+                self._weigh(batch, loss.detach())
+            weighted = batch.weight * loss
+            for strategy in self._listening["penalty"]:
+                weighted = weighted + strategy.penalty(self, batch, logits)
+            value = weighted.mean(-1).sum()  # the mean over samples; each member has its own
+            value.backward()
+            if self._listening["on_grad_computed"]:
+                parameters = list(self.module_.named_parameters())
+                self.notify("on_grad_computed", named_parameters=parameters, batch=batch)
+            return value
+
+        value: Tensor = self.optimizer_.step(objective).detach()
+        if self._listening["on_batch_end"]:
+            self.notify("on_batch_end", batch=batch, training=True, y_pred=logits, loss=value)
+        return value
+
+    @torch.no_grad()
+    def _relabel(self, batch: Batch, logits: Tensor) -> None:
+        for strategy in self._listening["relabel"]:
+            batch.target = strategy.relabel(self, batch, logits)
+
+    @torch.no_grad()
+    def _weigh(self, batch: Batch, loss: Tensor) -> None:
+        for strategy in self._listening["weigh"]:
+            batch.weight = strategy.weigh(self, batch, loss)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16)
+
+    @contextmanager
+    def _second_look(self) -> Iterator[None]:
+        """Forward pass at SAM's perturbed weights, which batch statistics should not see."""
+        norms = [m for m in self.module_.modules() if isinstance(m, _BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        try:
+            with self._autocast():
+                yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+    # The loop -----------------------------------------------------------------------------------
+
+    def fit_loop(
+        self, X: TrainingSet, y: Any = None, epochs: int | None = None, **fit_params: Any
+    ) -> RobustNet:
+        """Train for ``epochs`` epochs on batches cut from a permutation of the rows."""
+        hooks = ("on_batch", "relabel", "weigh", "penalty")
+        callbacks = [callback for _, callback in self.callbacks_]
+        self._listening: dict[str, list[Any]] = {
+            hook: [s for s in self.strategies if overrides(s, hook)] for hook in hooks
+        } | {
+            hook: [c for c in callbacks if overrides(c, hook)]
+            for hook in ("on_batch_begin", "on_batch_end", "on_grad_computed")
+        }
+        self.interrupted_ = False
+        if self.optimizer_ is None:
+            self._initialize_optimizer()
+        epochs = self.max_epochs if epochs is None else epochs
+        data = {"dataset_train": Subset(Dataset(X.x, X.y), X.rows)}
+        data["dataset_valid"] = None if X.x_valid is None else Dataset(X.x_valid, X.y_valid)
+        try:
+            for epoch in range(epochs):
+                self.notify("on_epoch_begin", **data)
+                self._train_epoch(X, epoch, epochs)
+                self._validate(X)
+                self.notify("on_epoch_end", **data)
+        except KeyboardInterrupt:
+            stops = [c for c in callbacks if isinstance(c, EarlyStopping)]
+            self.interrupted_ = not any(c.misses_ == c.patience for c in stops)
+        return self
+
+    def _train_epoch(self, data: TrainingSet, epoch: int, epochs: int) -> None:
+        started = time.perf_counter()
+        n = len(data.rows)
+        order = data.rows[torch.randperm(n).to(data.rows.device)]
+        n_batches = max(1, round(n / self.batch_size))  # of equal size, none tiny at the end
+        cuts = [n * k // n_batches for k in range(n_batches + 1)]
+        total = torch.zeros((), dtype=data.weight.dtype, device=order.device)
+        self.module_.train()
+        for start, stop in pairwise(cuts):
+            self._set_lr((epoch + start / n) / epochs)
+            batch = data.batch(order[start:stop])
+            if self._listening["on_batch_begin"] or self._listening["on_batch_end"]:
+                self.notify("on_batch_begin", batch=batch, training=True)
+            total += self.train_step(batch) * (stop - start)
+        loss = total.item() / n / self.n_stacked
+        self.history.record("train_loss", loss)
+        self.history.record("lr", self.optimizer_.param_groups[0]["lr"])
+        self.history.record("dur", time.perf_counter() - started)
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"The training loss became {loss} in epoch {epoch + 1} of {epochs} "
+                f"(lr={self.lr:g}, loss={self.criterion_.loss!r}). Try a smaller lr, "
+                "precision='float32', or a bounded loss such as 'gce' or 'mae'."
+            )
+
+    def _set_lr(self, t: float) -> None:
+        if self.schedule is not None:
+            for group in self.optimizer_.param_groups:
+                group["lr"] = self.lr * self.schedule(t)
+
+    def _validate(self, data: TrainingSet) -> None:
+        if data.x_valid is None or data.y_valid is None:
+            return
+        logits = torch.cat(list(self.logits(data.x_valid)), dim=1)
+        correct = (logits.softmax(-1).mean(0).argmax(-1) == data.y_valid).to(data.weight.dtype)
+        weight = data.weight_valid if data.weight_valid is not None else torch.ones_like(correct)
+        accuracy = (correct * weight).sum() / weight.sum()
+        self.history.record("valid_acc", accuracy.item())
+        if self._listening["on_batch_end"]:
+            batch = (data.x_valid, data.y_valid)
+            self.notify("on_batch_end", batch=batch, training=False, y_pred=logits)
+
+    # Prediction ---------------------------------------------------------------------------------
+
+    def logits(self, x: Tensor | sparse.csr_array, *, oof: bool = False) -> Iterator[Tensor]:
+        """Yield logits ``(member, sample, class)`` of chunks of encoded rows.
+
+        Only of the members that predict, unless ``oof`` asks for all of the stack.
+        """
+        return self._chunks(x, self.module_, self.n_stacked if oof else self.n_members)
+
+    def _chunks(self, x: Any, function: Callable[[Tensor], Tensor], n: int) -> Iterator[Tensor]:
+        if self.module_.training:
+            self.module_.eval()
+        for start in range(0, x.shape[0], CHUNK):
+            rows = self.to_device(x[start : start + CHUNK])
+            with torch.inference_mode(), self._autocast():
+                yield function(rows)[:n].to(self.dtype)
+
+    def to_device(self, x: Any) -> Tensor:
+        """Make a dense tensor of encoded rows on the device of the network."""
+        if not isinstance(x, Tensor):
+            x = torch.from_numpy(x.toarray() if sparse.issparse(x) else x)
+        moved: Tensor = x.to(self.device, self.dtype)
+        return moved
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of rows, parameters and losses."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    def embed(self, x: Any) -> Iterator[Tensor]:
+        """Yield penultimate features ``(member, sample, width)`` of chunks of encoded rows."""
+        return self._chunks(x, self.module_.embed, self.n_members)
+
+    def forward_iter(self, X: Any, training: bool = False, device: str = "cpu") -> Iterator[Tensor]:
+        """Yield logits of encoded rows, as skorch's scoring callbacks ask for them."""
+        rows = X.X if isinstance(X, Dataset) else X
+        return (chunk.to(device) for chunk in self.logits(rows))
+
+    def _get_predict_nonlinearity(self) -> Callable[[Tensor], Tensor]:
+        return mean_softmax
+
+    # What a fitted model keeps --------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Keep what predicts: drop the out-of-fold members, gradients and the optimiser."""
+        self.module_.keep_members(self.n_members)
+        self.n_stacked = self.n_members
+        self.optimizer_ = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle weights as CPU tensors, without the state of the optimiser."""
+        state = self.__dict__.copy()
+        state["module"] = state["module_"] = copy.deepcopy(self.module_).cpu()
+        state["optimizer_"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Go back to the device of the fit where there is one like it, else stay on the CPU."""
+        self.__dict__.update(state)
+        if not device_exists(self.device):
+            self.device = "cpu"
+        self.module_.to(self.device)
+
+
+def device_exists(device: str) -> bool:
+    """Tell whether torch sees ``device`` on this machine."""
+    wanted = torch.device(device)
+    if wanted.type == "cpu":
+        return True
+    backend = getattr(torch, wanted.type, None)
+    if backend is None or not backend.is_available():
+        return False
+    return (wanted.index or 0) < int(backend.device_count())
+
+
+def mean_softmax(logits: Tensor) -> Tensor:
+    """Return the mean probabilities of the members, ``(sample, class)``."""
+    return logits.softmax(-1).mean(0)
+
+
+def out_of_fold(net: RobustNet, data: TrainingSet, folds: Tensor) -> NDArray[Any]:
+    """Return the probabilities of each row by members that did not train on it.
+
+    Parameters
+    ----------
+    net : RobustNet
+        After its members ``(n_members + fold * peer)``.
+    data : TrainingSet
+    folds : tensor of shape (sample,)
+        Fold that left each row out, -1 for rows no member trained on: the mean of all then.
+
+    Returns
+    -------
+    proba : ndarray of shape (sample, class)
+    """
+    k = int(folds.max()) + 1
+    parts = []
+    for logits in net.logits(data.x, oof=True):
+        p = logits[net.n_members :].softmax(-1).unflatten(0, (k, -1)).mean(1)
+        start = sum(map(len, parts))
+        fold = folds[start : start + p.shape[1]].to(p.device)
+        own = p[fold.clamp_min(0), torch.arange(len(fold), device=p.device)]
+        parts.append(torch.where((fold >= 0)[:, None], own, p.mean(0)))
+    return torch.cat(parts).cpu().numpy()
+
+
+@contextmanager
+def seeded(seed: int, device: str) -> Iterator[None]:
+    """Seed torch for a fit and leave the caller's generators as they were."""
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index.index or 0].manual_seed(seed)
+        yield
+
+
+def find_device(device: str) -> str:
+    """Return the device to fit on; ``"auto"`` is CUDA where there is one, else the CPU."""
+    if device == "auto":
+        return "cuda" if device_exists("cuda") else "cpu"
+    try:
+        exists = device_exists(device)
+    except (RuntimeError, TypeError) as error:
+        options = ("auto", "cpu", "cuda")
+        raise ValueError(
+            f"device must be 'auto', 'cpu', 'cuda' or another device of torch, got {device!r}"
+            f"{closest(device, options)}"
+        ) from error
+    if not exists:
+        raise ValueError(
+            f"device={device!r} was asked for, but torch {torch.__version__} sees none here; use "
+            "device='auto' or 'cpu'."
+        )
+    return device
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raise ``ValueError`` for an unknown precision, or bf16 on hardware that has none."""
+    check_known("precision", [precision], ["float32", "float64", "bf16"])
+    if precision == "bf16":
+        on_cuda = torch.device(device).type == "cuda"
+        if not (torch.cuda.is_bf16_supported() if on_cuda else torch.cpu.get_capabilities().get("avx512_bf16")):
+            raise ValueError(f"precision='bf16' needs hardware that has it, and {device!r} has not.")
+
+
+class Progress(Callback):  # type: ignore[misc]
+    """A progress bar over epochs with the loss and the accuracy on held-out or training rows."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Open the bar."""
+        self.bar_ = tqdm(total=self.epochs, unit="epoch")
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        """Show the last epoch."""
+        last = net.history[-1]
+        accuracy = last.get("valid_acc", last["train_acc"])
+        self.bar_.set_postfix(loss=f"{last['train_loss']:.4f}", accuracy=f"{accuracy:.3f}")
+        self.bar_.update()
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Close the bar."""
+        self.bar_.close()
+        del self.bar_

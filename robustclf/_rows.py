@@ -1,0 +1,160 @@
+"""The rows of a fit: their labels, their weights, the folds and the part that is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import column_or_1d
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array
+
+
+def as_labels(y: Any) -> NDArray[Any]:
+    """Return labels as a vector, refusing missing and continuous ones."""
+    if y is None:
+        raise ValueError(
+            "RobustClassifier requires y to be passed, but the target y is None."
+        )
+    labels: NDArray[Any] = column_or_1d(np.asarray(y), warn=True)
+    if labels.dtype.kind == "O":
+        missing = np.array([v is None or v != v or str(v) == "<NA>" for v in labels], dtype=bool)
+    else:
+        missing = labels != labels
+    if missing.any():
+        rows = np.flatnonzero(missing)
+        raise ValueError(
+            f"Input y contains NaN or None in {len(rows)} of {len(labels)} rows (first: row "
+            f"{rows[0]}). Drop these rows; a label that is only doubtful can stay."
+        )
+    check_classification_targets(labels)
+    return labels
+
+
+def encode_labels(y: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
+    """Number labels by their place in the sorted ``classes``."""
+    codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)
+    unknown = classes[codes] != y
+    if unknown.any():
+        extra = np.unique(y[unknown])
+        raise ValueError(f"y contains labels {extra.tolist()} beyond the classes {classes.tolist()}.")
+    return codes.astype(np.int64)
+
+
+def row_weights(
+    sample_weight: ArrayLike | None,
+    class_weight: Mapping[Any, float] | str | None,
+    y: NDArray[Any],
+) -> NDArray[np.float64] | None:
+    """Return the weight of each row, None where all are one."""
+    if sample_weight is None and class_weight is None:
+        return None
+    weight = np.ones(len(y))
+    if sample_weight is not None:
+        weight = check_array(
+            sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+        ).copy()
+        if weight.shape != y.shape:
+            raise ValueError(
+                f"sample_weight.shape == {weight.shape}, expected {y.shape}: one weight per row."
+            )
+        if (weight < 0).any():
+            raise ValueError(
+                f"sample_weight must not be negative, got {weight.min():g} in row "
+                f"{weight.argmin()} ({(weight < 0).sum()} negative weights)."
+            )
+        if not weight.any():
+            raise ValueError("sample_weight is zero for every row: nothing is left to learn from.")
+    if class_weight is not None:
+        weight *= compute_sample_weight(class_weight, y)
+    return weight
+
+
+def stratified_folds(
+    codes: NDArray[np.int64], k: int, rng: np.random.RandomState
+) -> NDArray[np.int64]:
+    """Deal the rows of each class, shuffled, to ``k`` folds in turn."""
+    folds = np.empty(len(codes), dtype=np.int64)
+    folds[_by_class(codes, rng)] = np.arange(len(codes)) % k
+    return folds
+
+
+def held_out(
+    codes: NDArray[np.int64], fraction: float, rng: np.random.RandomState
+) -> NDArray[np.bool_]:
+    """Mark a stratified part of the rows, evenly spaced in their order by class."""
+    out = np.zeros(len(codes), dtype=bool)
+    marks = np.floor(np.arange(len(codes) + 1) * fraction)
+    out[_by_class(codes, rng)] = np.diff(marks) > 0
+    for label in np.setdiff1d(codes, codes[~out]):  # a class needs a row to learn from
+        out[codes == label] = False
+    if not out.any():
+        raise ValueError(
+            f"validation_fraction={fraction:g} of {len(codes)} rows leaves none to stop on; give "
+            "more rows, a larger fraction, or X_val and y_val."
+        )
+    return out
+
+
+def _by_class(codes: NDArray[np.int64], rng: np.random.RandomState) -> NDArray[np.intp]:
+    shuffled = rng.permutation(len(codes))
+    order: NDArray[np.intp] = shuffled[np.argsort(codes[shuffled], kind="stable")]
+    return order
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of a fit train, which are held out, and which fold leaves each out."""
+
+    codes: NDArray[np.int64]
+    weight: NDArray[np.float64] | None
+    trained: NDArray[np.intp]
+    held: NDArray[np.intp] | None = None
+    folds: NDArray[np.int64] | None = None  # -1 for rows that no member trains on
+
+    @classmethod
+    def plan(
+        cls,
+        codes: NDArray[np.int64],
+        weight: NDArray[np.float64] | None,
+        rng: np.random.RandomState,
+        hold_out: float = 0.0,
+        cross_fit: int | None = None,
+    ) -> Rows:
+        """Drop the rows of weight zero, hold a part out, deal the rest to folds."""
+        trained = np.arange(len(codes)) if weight is None else np.flatnonzero(weight)
+        held = None
+        if hold_out:
+            out = held_out(codes[trained], hold_out, rng)
+            trained, held = trained[~out], trained[out]
+        if cross_fit is None:
+            return cls(codes, weight, trained, held)
+        if cross_fit > len(trained):
+            raise ValueError(
+                f"cross_fit={cross_fit} needs at least that many rows to train on, got "
+                f"{len(trained)}."
+            )
+        folds = np.full(len(codes), -1)
+        folds[trained] = stratified_folds(codes[trained], cross_fit, rng)
+        return cls(codes, weight, trained, held, folds)
+
+    def member_weights(self, n_members: int, peers: int) -> NDArray[np.float32]:
+        """Return weights ``(member or 1, n_samples)`` with mean one over the trained rows.
+
+        The first ``n_members`` train on all rows; each fold has ``peers`` members that do not.
+        """
+        base = np.ones(len(self.codes)) if self.weight is None else self.weight
+        if self.folds is None:
+            weight = base[None]
+        else:
+            k = self.folds.max() + 1
+            left_out = np.arange(k)[:, None] == self.folds
+            weight = np.concatenate(
+                [base[None].repeat(n_members, 0), np.where(left_out, 0, base).repeat(peers, 0)]
+            )
+        total = weight[:, self.trained].mean(axis=1, keepdims=True)
+        return np.asarray(weight / total, dtype=np.float32)

@@ -1,0 +1,481 @@
+"""RobustClassifier: validate, encode, fit the stack of networks, decode."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from skorch.callbacks import EarlyStopping
+from torch import Tensor
+
+from robustclf._net import (
+    CHUNK,
+    SCHEDULES,
+    Criterion,
+    Progress,
+    RobustNet,
+    TrainingSet,
+    check_precision,
+    find_device,
+    mean_softmax,
+    out_of_fold,
+    seeded,
+)
+from robustclf._params import NestedParamsMixin
+from robustclf._rows import Rows, as_labels, encode_labels, row_weights
+from robustclf.losses import Loss, make_loss
+from robustclf.modules import TabularInput, make_embedding, make_network
+from robustclf.optimizers import check_optimizer, get_optimizer
+from robustclf.preprocessing import TabularEncoder
+from robustclf.strategies import Strategy, make_strategy
+
+
+BIN_ROWS = 10_000  # rows that the bins of a piecewise-linear embedding are quantiles of
+SAMPLES_SEEN = 60_000  # by max_epochs="auto", between 20 and 150 epochs
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the parameters of an estimator name, built and checked."""
+
+    classes: NDArray[Any]
+    loss: Loss
+    strategies: tuple[Strategy, ...]
+    device: str
+    n_members: int
+    peers: int
+
+
+class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """DOC."""
+
+    _parts = ("loss", "strategy", "optimizer", "module")
+
+    _parameter_constraints = {  # noqa: RUF012 (scikit-learn's convention)
+        "n_members": [Interval(Integral, 1, None, closed="left")],
+        "cross_fit": [None, Interval(Integral, 2, None, closed="left")],
+        "hidden": ["array-like"],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "lr_schedule": [None, callable, StrOptions(set(SCHEDULES))],
+        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean", Interval(Integral, 1, None, closed="left")],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "class_weight": [None, dict, StrOptions({"balanced"})],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+        "callbacks": [None, list, tuple],
+        "preprocess": [None, StrOptions({"auto"}), HasMethods(["fit_transform", "transform"])],
+    }
+
+    def __init__(
+        self,
+        *,
+        loss: str | Loss = "gce",
+        strategy: str | Strategy | Sequence[str | Strategy] | None = None,
+        n_members: int = 1,
+        cross_fit: int | None = None,
+        module: Any = "mlp",
+        hidden: Sequence[int] = (256, 256),
+        activation: Any = "relu",
+        dropout: float = 0.0,
+        numeric_embedding: str | None = None,
+        preprocess: Any = "auto",
+        categorical_features: Any = "from_dtype",
+        optimizer: Any = "adamw",
+        lr: float = 0.005,
+        weight_decay: float = 0.01,
+        lr_schedule: Any = "one_cycle",
+        max_epochs: int | str = "auto",
+        batch_size: int | str = "auto",
+        early_stopping: bool | int = False,
+        validation_fraction: float = 0.1,
+        class_weight: Mapping[Any, float] | str | None = None,
+        device: str = "auto",
+        precision: str = "float32",
+        random_state: Any = None,
+        verbose: int = 0,
+        callbacks: Sequence[Any] | None = None,
+        **params: Any,
+    ) -> None:
+        self.loss = loss
+        self.strategy = strategy
+        self.n_members = n_members
+        self.cross_fit = cross_fit
+        self.module = module
+        self.hidden = hidden
+        self.activation = activation
+        self.dropout = dropout
+        self.numeric_embedding = numeric_embedding
+        self.preprocess = preprocess
+        self.categorical_features = categorical_features
+        self.optimizer = optimizer
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.lr_schedule = lr_schedule
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.class_weight = class_weight
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.verbose = verbose
+        self.callbacks = callbacks
+        self._set_part_params(params)
+
+    # Training -----------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: ArrayLike | None = None,
+        X_val: Any = None,
+        y_val: Any = None,
+    ) -> Self:
+        """Fit the classifier to rows with possibly wrong labels.
+
+        Parameters
+        ----------
+        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+            Numbers, categories and missing values.
+        y : array-like of shape (n_samples,)
+            Labels: strings, booleans or integers.
+        sample_weight : array-like of shape (n_samples,), optional
+            Non-negative; an integer weight is the same as repeating the row.
+        X_val, y_val : optional
+            Rows and labels to watch, and with ``early_stopping`` to stop on, in place of a part
+            held out of ``X``.
+
+        Returns
+        -------
+        self : RobustClassifier
+
+        Raises
+        ------
+        ValueError
+            For input or parameters that cannot work; the message says which and what is allowed.
+        DivergenceError
+            If the training loss becomes infinite or not a number.
+        """
+        self._validate_params()
+        labels = as_labels(y)
+        check_consistent_length(X, labels)
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val go together: give both or neither.")
+        method = self._method(np.unique(labels))
+        rng = check_random_state(self.random_state)
+        codes = encode_labels(labels, method.classes)
+        weight = row_weights(sample_weight, self.class_weight, labels)
+        hold_out = self.validation_fraction if self.early_stopping and X_val is None else 0.0
+        rows = Rows.plan(codes, weight, rng, hold_out, self.cross_fit)
+        _check_classes(method.classes[np.unique(codes[rows.trained])])
+        with seeded(rng.randint(2**31 - 1), method.device):
+            x = self._fit_encoder(X, weight)
+            net = self._make_net(x, rows, method, rng)
+            data = self._training_set(x, rows, net)
+            if X_val is not None:
+                data.x_valid = self._encode(X_val)
+                data.y_valid = torch.from_numpy(encode_labels(as_labels(y_val), method.classes))
+            net.fit(data.to(net), None)
+            if rows.folds is not None:
+                self.oof_proba_ = out_of_fold(net, data, torch.from_numpy(rows.folds))
+                self.label_quality_ = self.oof_proba_[np.arange(len(codes)), codes]
+        net.release()
+        self.net_, self.history_, self.classes_ = net, net.history, method.classes
+        if net.interrupted_:
+            warnings.warn(
+                f"The fit was interrupted in epoch {len(net.history)} of {net.max_epochs}; the "
+                "model keeps the weights it had then.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def partial_fit(
+        self,
+        X: Any,
+        y: Any,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Train for one epoch on these rows, at a constant learning rate.
+
+        The first call, on a classifier that is not fitted, learns the encoding from its rows.
+        Strategies that remember rows (ELR) start anew with each call.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in :meth:`fit`.
+        classes : array-like of shape (n_classes,), optional
+            All labels that can come; those of the first ``y`` if None.
+
+        Returns
+        -------
+        self : RobustClassifier
+        """
+        self._validate_params()
+        if self.cross_fit is not None or self.early_stopping:
+            raise ValueError("cross_fit and early_stopping need all rows at once: call fit.")
+        labels = as_labels(y)
+        check_consistent_length(X, labels)
+        first = not hasattr(self, "net_")
+        known = np.unique(labels if classes is None else classes) if first else self.classes_
+        codes = encode_labels(labels, known)
+        weight = row_weights(sample_weight, self.class_weight, labels)
+        rng = check_random_state(self.random_state)
+        rows = Rows.plan(codes, weight, rng)
+        method = self._method(known)
+        with seeded(rng.randint(2**31 - 1), method.device):
+            x = self._fit_encoder(X, weight) if first else self._encode(X)
+            if first:
+                self.net_ = self._make_net(x, rows, method, rng).set_params(schedule=None)
+                self.net_.initialize()
+                self.history_, self.classes_ = self.net_.history, known
+            data = self._training_set(x, rows, self.net_)
+            self.net_.partial_fit(data.to(self.net_), None, epochs=1)
+        return self
+
+    def _method(self, classes: NDArray[Any]) -> Method:
+        """Build and check what the parameters name, before anything is computed."""
+        _check_classes(classes)
+        loss = make_loss(self.loss, **self._part_params("loss"))
+        listed = self.strategy if isinstance(self.strategy, list | tuple) else [self.strategy]
+        params = self._part_params("strategy")
+        if params and len(listed) > 1:
+            raise ValueError(
+                f"strategy__{next(iter(params))} is ambiguous for a list of strategies: give "
+                "instances, such as make_strategy('mixup', alpha=0.4)."
+            )
+        strategies = tuple(make_strategy(s, **params) for s in listed if s is not None)
+        for strategy in strategies:
+            strategy.check(loss, len(classes))
+        check_precision(self.precision, device := find_device(self.device))
+        check_optimizer(self.optimizer, self._part_params("optimizer"))
+        peers = math.lcm(*(s.n_members for s in strategies))
+        n_members = peers * math.ceil(self.n_members / peers)
+        return Method(classes, loss, strategies, device, n_members, peers)
+
+    def _make_net(
+        self, x: Any, rows: Rows, method: Method, rng: np.random.RandomState
+    ) -> RobustNet:
+        """Build the stack of networks and the skorch net that trains it."""
+        n_stacked = method.n_members + method.peers * (self.cross_fit or 0)
+        seeds = [int(seed) for seed in rng.randint(2**31 - 1, size=n_stacked)]
+        encoded = isinstance(self.encoder_, TabularEncoder)
+        n_dense = self.encoder_.n_dense_ if encoded else x.shape[1]
+        n_numeric = self.encoder_.numeric_.stop if encoded else x.shape[1]
+        cardinalities = self.encoder_.cardinalities_ if encoded else ()
+        some = rows.trained[:: max(1, len(rows.trained) // BIN_ROWS)]
+        embedding = make_embedding(self.numeric_embedding, x[some, :n_numeric], n_stacked)
+        inputs = TabularInput(n_stacked, n_dense, n_numeric, cardinalities, embedding)
+        network = make_network(
+            self.module,
+            inputs,
+            n_stacked,
+            len(method.classes),
+            hidden=self.hidden,
+            activation=self.activation,
+            dropout=self.dropout,
+            seeds=seeds,
+            **self._part_params("module"),
+        )
+        batch_size, max_epochs = self._budget(len(rows.trained))
+        schedule = self.lr_schedule
+        return RobustNet(
+            network,
+            n_members=method.n_members,
+            n_stacked=n_stacked,
+            n_codes=len(cardinalities),
+            strategies=method.strategies,
+            schedule=SCHEDULES[schedule] if isinstance(schedule, str) else schedule,
+            precision=self.precision,
+            criterion=Criterion,
+            criterion__loss=method.loss,
+            criterion__n_classes=len(method.classes),
+            optimizer=get_optimizer(self.optimizer),
+            lr=self.lr,
+            optimizer__weight_decay=self.weight_decay,
+            batch_size=batch_size,
+            max_epochs=max_epochs,
+            callbacks=self._net_callbacks(max_epochs),
+            classes=np.arange(len(method.classes)),
+            device=method.device,
+            verbose=0,
+            train_split=None,
+            **{f"optimizer__{k}": v for k, v in self._part_params("optimizer").items()},
+        )
+
+    def _budget(self, n: int) -> tuple[int, int]:
+        """Return the batch size and the number of epochs for ``n`` rows."""
+        batch_size = 128 if self.batch_size == "auto" else int(self.batch_size)
+        auto = round(min(max(SAMPLES_SEEN / n, 20), 150))
+        return batch_size, auto if self.max_epochs == "auto" else int(self.max_epochs)
+
+    def _net_callbacks(self, max_epochs: int) -> list[Any]:
+        callbacks = list(self.callbacks or ())
+        if self.verbose:
+            callbacks.append(Progress(max_epochs))
+        if self.early_stopping:
+            patience = max_epochs if self.early_stopping is True else self.early_stopping
+            callbacks.append(
+                EarlyStopping(
+                    "valid_acc", patience, lower_is_better=False, sink=_silent, load_best=True
+                )
+            )
+        return callbacks
+
+    def _training_set(self, x: Any, rows: Rows, net: RobustNet) -> TrainingSet:
+        peers = math.lcm(*(s.n_members for s in net.strategies))
+        data = TrainingSet(
+            x,
+            torch.from_numpy(rows.codes),
+            torch.from_numpy(rows.member_weights(net.n_members, peers)),
+            torch.from_numpy(rows.trained),
+        )
+        if rows.held is not None:
+            data.x_valid, data.y_valid = x[rows.held], data.y[rows.held]
+            if rows.weight is not None:
+                data.weight_valid = torch.from_numpy(rows.weight[rows.held])
+        return data
+
+    # Encoding -----------------------------------------------------------------------------------
+
+    def _fit_encoder(self, X: Any, weight: NDArray[Any] | None) -> Any:
+        """Fit the encoder; return the encoded rows, an array or a CSR matrix."""
+        dtype = "float64" if self.precision == "float64" else "float32"
+        if self.preprocess == "auto":
+            self.encoder_ = TabularEncoder(
+                categorical_features=self.categorical_features, dtype=dtype
+            ).set_output(transform="default")
+            x = self.encoder_.fit_transform(X, sample_weight=weight)
+        elif self.preprocess is None:
+            self.encoder_ = None
+            x = validate_data(self, X, accept_sparse="csr", dtype=dtype)
+        else:
+            self.encoder_ = clone(self.preprocess)
+            x = self.encoder_.fit_transform(X)
+            validate_data(self, X, skip_check_array=True)
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self.encoder_, name):
+                setattr(self, name, getattr(self.encoder_, name))
+        return x if sparse.issparse(x) else np.asarray(x, dtype=dtype)
+
+    def _encode(self, X: Any) -> Any:
+        if self.encoder_ is None:
+            return validate_data(self, X, accept_sparse="csr", dtype=np.float32, reset=False)
+        return self.encoder_.transform(X)
+
+    # Prediction ---------------------------------------------------------------------------------
+
+    def _logits(self, X: Any) -> Iterator[Tensor]:
+        """Yield logits ``(member, sample, class)`` of chunks of rows."""
+        if not hasattr(self, "net_"):
+            check_is_fitted(self)
+        if isinstance(self.encoder_, TabularEncoder) and type(X) is np.ndarray and X.ndim == 2:
+            for start in range(0, max(len(X), 1), CHUNK):  # the encoded rows are never all there
+                yield from self.net_.logits(self.encoder_.transform(X[start : start + CHUNK]))
+        else:
+            yield from self.net_.logits(self._encode(X))
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Return the probability of each class, the mean over the members.
+
+        Parameters
+        ----------
+        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        proba : ndarray of shape (n_samples, n_classes)
+            In the order of ``classes_``.
+        """
+        return _gather(mean_softmax(logits) for logits in self._logits(X))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable class of each row.
+
+        Parameters
+        ----------
+        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+        """
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def decision_function(self, X: Any) -> NDArray[np.float32]:
+        """Return logits averaged over the members.
+
+        Parameters
+        ----------
+        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples, n_classes)
+            With two classes, the difference of their logits, of shape (n_samples,).
+        """
+        scores = _gather(logits.mean(0) for logits in self._logits(X))
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def embed(self, X: Any) -> NDArray[np.float32]:
+        """Return what the last hidden layer says, the members side by side.
+
+        Parameters
+        ----------
+        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        features : ndarray of shape (n_samples, n_members * width)
+        """
+        check_is_fitted(self)
+        return _gather(f.movedim(0, 1).flatten(1) for f in self.net_.embed(self._encode(X)))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = self.preprocess == "auto"
+        tags.input_tags.categorical = self.preprocess == "auto"
+        return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "net_") and hasattr(self, "classes_")
+
+
+def _check_classes(classes: NDArray[Any]) -> None:
+    if len(classes) < 2:
+        raise ValueError(
+            "RobustClassifier needs at least two classes in rows of positive weight, got "
+            f"{len(classes)} class: {classes.tolist()}."
+        )
+
+
+def _gather(chunks: Iterable[Tensor]) -> NDArray[np.float32]:
+    arrays = [chunk.cpu().numpy() for chunk in chunks]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _silent(*args: Any, **kwargs: Any) -> None:
+    """Swallow what skorch would print."""

@@ -1,0 +1,148 @@
+"""Networks with a member axis, and the embeddings of numbers and categories in front of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import nn
+from torch.nn import functional as F
+
+from robustclf._registry import Registry
+from robustclf.modules._layers import (
+    Activation,
+    MemberLayerNorm,
+    MemberLinear,
+    PeriodicEmbedding,
+    PiecewiseLinearEmbedding,
+    TabularInput,
+)
+from robustclf.modules._networks import MLP, ModuleMembers, Network, ResNet
+
+__all__ = [
+    "MLP",
+    "MemberLayerNorm",
+    "MemberLinear",
+    "ModuleMembers",
+    "Network",
+    "PeriodicEmbedding",
+    "PiecewiseLinearEmbedding",
+    "ResNet",
+    "TabularInput",
+    "make_embedding",
+    "make_network",
+]
+
+MODULES = Registry("module", nn.Module)
+MODULES.register("mlp")(MLP)
+MODULES.register("resnet")(ResNet)
+
+ACTIVATIONS = Registry("activation", Callable)
+for _name in ("relu", "gelu", "silu", "selu", "elu", "mish", "tanh", "leaky_relu"):
+    ACTIVATIONS.register(_name)(torch.tanh if _name == "tanh" else getattr(F, _name))
+
+EMBEDDINGS = Registry("numeric_embedding", nn.Module)
+EMBEDDINGS.register("periodic")(PeriodicEmbedding)
+EMBEDDINGS.register("piecewise_linear")(PiecewiseLinearEmbedding)
+
+
+def make_embedding(
+    name: str | None, numbers: Any, n_members: int, n_bins: int = 16
+) -> nn.Module | None:
+    """Build the numeric embedding ``name`` for training rows ``(sample, n_numeric)``.
+
+    Parameters
+    ----------
+    name : {None, "periodic", "piecewise_linear"}
+    numbers : ndarray or sparse matrix of shape (sample, n_numeric)
+        The bins of ``"piecewise_linear"`` are quantiles of these rows.
+    n_members : int
+    n_bins : int, default=16
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, with the closest match.
+    """
+    if name is None:
+        return None
+    kind = EMBEDDINGS.get(name)
+    if numbers.shape[1] == 0:
+        return None
+    if kind is PeriodicEmbedding:
+        return PeriodicEmbedding(n_members, numbers.shape[1])
+    rows = numbers.toarray() if sparse.issparse(numbers) else numbers
+    edges = np.quantile(rows, np.linspace(0, 1, n_bins + 1), axis=0)
+    return PiecewiseLinearEmbedding(torch.from_numpy(edges))
+
+
+def make_network(
+    module: str | Callable[..., nn.Module] | nn.Module,
+    inputs: TabularInput,
+    n_members: int,
+    n_classes: int,
+    *,
+    hidden: Sequence[int],
+    activation: str | Activation,
+    dropout: float,
+    seeds: Sequence[int],
+    **params: Any,
+) -> Network:
+    """Build a stack of ``n_members`` networks behind ``inputs`` and draw their weights.
+
+    Parameters
+    ----------
+    module : {"mlp", "resnet"}, module class or module
+        A class is called as ``module(in_features, n_classes, **params)`` once per member; an
+        instance that maps ``(sample, in_features)`` to ``(sample, n_classes)`` is copied, and all
+        but its first copy reset with ``reset_parameters`` where its layers have that.
+    inputs : TabularInput
+    n_members, n_classes : int
+    hidden, activation, dropout
+        For the networks of this package; see :class:`MLP`.
+    seeds : sequence of int, one per member
+    **params
+        Further arguments of ``module``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown alias, with the closest match.
+    """
+    if isinstance(module, str):
+        kind = MODULES.get(module)
+        function = ACTIVATIONS.get(activation) if isinstance(activation, str) else activation
+        body = kind(
+            n_members, inputs.out_features, n_classes, tuple(hidden), function, dropout, **params
+        )
+    else:
+        body = ModuleMembers(
+            [_build(module, i, inputs.out_features, n_classes, seeds[i], params)
+             for i in range(n_members)]
+        )
+    network = Network(inputs, body)
+    network.reset_members(seeds)
+    return network
+
+
+def _build(
+    module: Callable[..., nn.Module] | nn.Module,
+    member: int,
+    in_features: int,
+    n_classes: int,
+    seed: int,
+    params: dict[str, Any],
+) -> nn.Module:
+    torch.manual_seed(seed)  # the caller has forked the generator
+    if not isinstance(module, nn.Module):
+        return module(in_features, n_classes, **params)
+    network = copy.deepcopy(module)
+    if member:
+        for layer in network.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+    return network

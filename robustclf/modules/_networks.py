@@ -1,0 +1,219 @@
+"""Networks with a member axis: logits are ``(member, sample, class)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustclf.modules._layers import Activation, MemberLayerNorm, MemberLinear, TabularInput
+
+
+class MLP(nn.Module):
+    """Multi-layer perceptrons, one per member: linear, activation, dropout, repeated.
+
+    Parameters
+    ----------
+    n_members, in_features, n_classes : int
+    hidden : sequence of int, default=(256, 256)
+        Widths of the hidden layers; empty gives a linear model.
+    activation : callable, default=torch.nn.functional.relu
+    dropout : float, default=0.0
+        Probability of setting a hidden unit to zero.
+
+    Examples
+    --------
+    >>> from robustclf.modules import MLP
+    >>> MLP(2, in_features=4, n_classes=3, hidden=(8,)).embed(torch.ones(5, 4)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        n_members: int,
+        in_features: int,
+        n_classes: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: Activation = F.relu,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = [in_features, *hidden]
+        self.layers = nn.ModuleList(
+            MemberLinear(n_members, i, o) for i, o in zip(widths, widths[1:], strict=False)
+        )
+        self.head = MemberLinear(n_members, widths[-1], n_classes, gain=math.sqrt(1 / 3))
+        self.activation = activation
+        self.dropout = dropout
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return what the last hidden layer says, ``([member,] sample, width)``."""
+        for layer in self.layers:
+            x = self.activation(layer(x))
+            if self.dropout:
+                x = F.dropout(x, self.dropout, self.training)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``([member,] sample, in_features)`` to logits ``([member,] sample, class)``."""
+        logits: Tensor = self.head(self.embed(x))
+        return logits
+
+
+class ResNet(nn.Module):
+    """Residual networks for tables, one per member.
+
+    Every block adds ``dropout(linear(dropout(activation(linear(norm(x))))))`` to its input.
+
+    Parameters
+    ----------
+    n_members, in_features, n_classes : int
+    hidden : sequence of int, default=(256, 256)
+        One block per entry, with that many hidden units; the first is also the width of the
+        residual stream.
+    activation : callable, default=torch.nn.functional.relu
+    dropout : float, default=0.0
+
+    Notes
+    -----
+    The paper normalises batches; here layers are normalised, so that a sample's prediction does
+    not depend on its neighbours and members with different weights do not disturb each other.
+
+    References
+    ----------
+    Gorishniy, Rubachev, Khrulkov, Babenko. Revisiting Deep Learning Models for Tabular Data.
+    NeurIPS 2021. arXiv:2106.11959.
+
+    Examples
+    --------
+    >>> from robustclf.modules import ResNet
+    >>> ResNet(2, in_features=4, n_classes=3, hidden=(8, 16))(torch.ones(5, 4)).shape
+    torch.Size([2, 5, 3])
+    """
+
+    def __init__(
+        self,
+        n_members: int,
+        in_features: int,
+        n_classes: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: Activation = F.relu,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        width = hidden[0]
+        self.stem = MemberLinear(n_members, in_features, width, gain=1.0)
+        self.norms = nn.ModuleList(MemberLayerNorm(n_members, width) for _ in (*hidden, width))
+        self.expand = nn.ModuleList(MemberLinear(n_members, width, h) for h in hidden)
+        self.project = nn.ModuleList(MemberLinear(n_members, h, width, gain=1.0) for h in hidden)
+        self.head = MemberLinear(n_members, width, n_classes, gain=math.sqrt(1 / 3))
+        self.activation = activation
+        self.dropout = dropout
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the normalised residual stream after the last block."""
+        x = self.stem(x)
+        for norm, expand, project in zip(self.norms, self.expand, self.project, strict=False):
+            inner = F.dropout(self.activation(expand(norm(x))), self.dropout, self.training)
+            x = x + F.dropout(project(inner), self.dropout, self.training)
+        return self.activation(self.norms[-1](x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``([member,] sample, in_features)`` to logits ``([member,] sample, class)``."""
+        logits: Tensor = self.head(self.embed(x))
+        return logits
+
+
+class ModuleMembers(nn.Module):
+    """Members made of any torch module, one copy each, run one after the other.
+
+    Parameters
+    ----------
+    modules : sequence of module
+        Each maps ``(sample, feature)`` to ``(sample, class)``.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(modules)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the input of each member's last linear layer."""
+        return torch.stack([_penultimate(member, rows) for member, rows in self._pairs(x)])
+
+    def _pairs(self, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        rows = x if x.ndim == 3 else [x] * len(self.members)
+        return list(zip(self.members, rows, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``([member,] sample, feature)`` to logits ``(member, sample, class)``."""
+        return torch.stack([member(rows) for member, rows in self._pairs(x)])
+
+
+def _penultimate(module: nn.Module, x: Tensor) -> Tensor:
+    linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise ValueError(f"embed needs a module with a torch.nn.Linear layer, got {module!r}.")
+    seen: list[Tensor] = []
+    hook = linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        module(x)
+    finally:
+        hook.remove()
+    return seen[-1]
+
+
+class Network(nn.Module):
+    """A stack of members: input embeddings, then the members' networks.
+
+    Parameters
+    ----------
+    inputs : TabularInput
+    body : module
+        Maps ``([member,] sample, inputs.out_features)`` to ``([member,] sample, class)``.
+    """
+
+    def __init__(self, inputs: TabularInput, body: nn.Module) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map encoded rows ``([member,] sample, feature)`` to logits ``(member, sample, class)``."""
+        return self._with_members(self.body(self._read(x)))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the penultimate features, ``(member, sample, width)``."""
+        return self._with_members(self.body.embed(self._read(x)))  # type: ignore[operator]
+
+    def _read(self, x: Tensor) -> Tensor:
+        shared = x.ndim == 3 and x.shape[0] == 1
+        read: Tensor = self.inputs(x.squeeze(0) if shared else x)
+        return read
+
+    def _with_members(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(0) if x.ndim == 2 else x
+
+    @torch.no_grad()
+    def reset_members(self, seeds: Sequence[int]) -> None:
+        """Draw each member's weights from a generator of its own.
+
+        A member starts from the same weights whatever stack it is part of.
+        """
+        for member, seed in enumerate(seeds):
+            generator = torch.Generator().manual_seed(seed)
+            for layer in self.modules():
+                if hasattr(layer, "reset_member"):
+                    layer.reset_member(member, generator)
+
+    def keep_members(self, n: int) -> None:
+        """Drop all members but the first ``n``."""
+        if isinstance(self.body, ModuleMembers):
+            self.body.members = self.body.members[:n]
+        stacked = self.inputs if isinstance(self.body, ModuleMembers) else self
+        for parameter in stacked.parameters():
+            parameter.data = parameter.data[:n].clone()
+            parameter.grad = None

@@ -1,0 +1,66 @@
+"""Training strategies: each edits one place of the formula and composes with every loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from robustclf.strategies._base import STRATEGIES, Batch, Mixing, Strategy, overrides
+from robustclf.strategies.batch import Mixup
+from robustclf.strategies.label import LabelSmoothing
+from robustclf.strategies.penalty import EarlyLearningRegularization
+from robustclf.strategies.weight import CoTeaching
+
+__all__ = [
+    "Batch",
+    "CoTeaching",
+    "EarlyLearningRegularization",
+    "LabelSmoothing",
+    "Mixing",
+    "Mixup",
+    "Strategy",
+    "list_strategies",
+    "make_strategy",
+    "overrides",
+]
+
+
+def make_strategy(strategy: str | Strategy, **params: Any) -> Strategy:
+    """Build the strategy an alias stands for, or copy an instance, with parameters set.
+
+    Parameters
+    ----------
+    strategy : str or Strategy
+        One of :func:`list_strategies`, or an instance, which is left as it is.
+    **params
+        Parameters of the strategy, by the paper's symbols.
+
+    Returns
+    -------
+    Strategy
+
+    Raises
+    ------
+    ValueError
+        For an unknown alias or parameter, with what is allowed and the closest match.
+    TypeError
+        If ``strategy`` is neither an alias nor an instance.
+
+    Examples
+    --------
+    >>> from robustclf import make_strategy
+    >>> make_strategy("co_teaching", tau=0.4)
+    CoTeaching(tau=0.4)
+    """
+    return STRATEGIES.make(strategy, **params)
+
+
+def list_strategies() -> list[str]:
+    """Return the aliases of all strategies.
+
+    Examples
+    --------
+    >>> from robustclf import list_strategies
+    >>> list_strategies()
+    ['co_teaching', 'elr', 'label_smoothing', 'mixup']
+    """
+    return STRATEGIES.names()

@@ -1,0 +1,105 @@
+"""What a strategy is: an edit of one place of ``mean_i w_i * loss(f(x_i), t_i) + R``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from sklearn.base import BaseEstimator
+from skorch.callbacks import Callback
+from torch import Tensor
+
+from robustclf._registry import Registry
+
+if TYPE_CHECKING:
+    from robustclf.losses import Loss
+
+
+@dataclass(slots=True)
+class Mixing:
+    """How a batch was mixed: row i became ``lam * row_i + (1 - lam) * row_partner[i]``."""
+
+    lam: float
+    partner: Tensor  # (sample,)
+    x: Tensor  # (sample, feature), the rows before mixing
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Mix ``values`` of shape ``(..., sample, k)`` the way the rows were mixed."""
+        return self.lam * values + (1 - self.lam) * values.index_select(-2, self.partner)
+
+
+@dataclass(slots=True)
+class Batch:
+    """The rows of one step: the `x`, `t` and `w` of the formula."""
+
+    x: Tensor  # ([member,] sample, feature)
+    target: Tensor  # (sample,) labels or ([member,] sample, class) distributions
+    weight: Tensor  # (member or 1, sample)
+    index: Tensor  # (sample,) row numbers in the training set
+    mixing: Mixing | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Unpack into inputs and targets, as skorch's callbacks do."""
+        return iter((self.x, self.target))
+
+    def distribution(self, n_classes: int) -> Tensor:
+        """Return the target as a distribution over classes, ``([member,] sample, class)``."""
+        if self.target.is_floating_point():
+            return self.target
+        one_hot = torch.nn.functional.one_hot(self.target, n_classes)
+        return one_hot.to(self.weight.dtype)
+
+
+class Strategy(BaseEstimator, Callback):  # type: ignore[misc]
+    """An edit of one place of the training formula; every hook is an identity by default.
+
+    ========== ===================================== ===========================================
+    place      hook                                  returns
+    ========== ===================================== ===========================================
+    x, t       ``on_batch(net, batch)``              the batch, before the forward pass
+    t          ``relabel(net, batch, logits)``       targets, ``([member,] sample, class)``
+    w          ``weigh(net, batch, loss)``           weights, ``(member, sample)``
+    R          ``penalty(net, batch, logits)``       a term that broadcasts to ``(member, sample)``
+    ========== ===================================== ===========================================
+
+    Targets and weights are constants of a step: ``relabel`` and ``weigh`` run without gradient and
+    once per batch, also when an optimiser such as SAM evaluates the objective twice. Draw random
+    numbers in ``on_batch``; update memories in ``on_batch_end``. A strategy is a skorch callback
+    too, so ``on_train_begin``, ``on_epoch_begin`` and the others are there when it needs them.
+    """
+
+    n_members: ClassVar[int] = 1
+    """Networks that have to be trained together; the stack holds a multiple of it."""
+
+    def check(self, loss: Loss, n_classes: int) -> None:
+        """Raise ``ValueError`` for parameters out of range or a loss it cannot work with."""
+
+    def on_batch(self, net: Any, batch: Batch) -> Batch:
+        """Edit the inputs and targets before the forward pass."""
+        return batch
+
+    def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
+        """Return the targets of this step."""
+        return batch.target
+
+    def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
+        """Return the weights of this step, given the loss of each sample, ``(member, sample)``."""
+        return batch.weight
+
+    def penalty(self, net: Any, batch: Batch, logits: Tensor) -> Tensor | float:
+        """Return what is added to the weighted loss of each sample."""
+        return 0.0
+
+
+STRATEGIES = Registry("strategy", Strategy)
+
+
+def overrides(callback: Callback, hook: str) -> bool:
+    """Tell whether a callback does anything in ``hook``.
+
+    A step asks this once per fit, not once per batch, and then calls only who listens.
+    """
+    base = Strategy if isinstance(callback, Strategy) else Callback
+    return getattr(type(callback), hook) is not getattr(base, hook)

@@ -1,0 +1,86 @@
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+accuracy = importlib.import_module("accuracy")
+data = importlib.import_module("data")
+
+
+@pytest.mark.parametrize("noise", ["symmetric", "pair", "instance"])
+@pytest.mark.parametrize("rate", [0.2, 0.4])
+def test_noise_has_the_asked_share_of_wrong_labels_and_a_seed(noise, rate):
+    X, clean, X_test, y_test = data.load("digits", "none", 0, seed=3)
+    X_noisy, noisy, _, y_test_noisy = data.load("digits", noise, rate, seed=3)
+    np.testing.assert_array_equal(X, X_noisy)
+    np.testing.assert_array_equal(y_test, y_test_noisy)
+    assert len(X_test) == len(y_test) == 540
+    assert (noisy != clean).sum() == pytest.approx(rate * len(clean), abs=1)
+    np.testing.assert_array_equal(noisy, data.load("digits", noise, rate, seed=3)[1])
+    assert (noisy != data.load("digits", noise, rate, seed=4)[1]).any()
+
+
+def test_pair_noise_gives_the_next_class_and_symmetric_noise_any():
+    clean = data.load("digits", "none", 0, seed=0)[1]
+    steps = {
+        noise: set((data.load("digits", noise, 0.4, seed=0)[1] - clean) % 10)
+        for noise in ("pair", "symmetric")
+    }
+    assert steps == {"pair": {0, 1}, "symmetric": set(range(10))}
+
+
+def test_instance_noise_depends_on_the_features():
+    rng = np.random.default_rng(0)
+    X = np.repeat([[-1.0], [1.0]], 500, axis=0) * np.ones(20)
+    noisy = data.instance(X, np.tile([0, 1, 2, 3], 250), 0.4, rng)
+    below, above = (np.bincount(half, minlength=4) for half in (noisy[:500], noisy[500:]))
+    assert abs(below - above).max() > 100
+
+
+def test_large_training_parts_are_cut_and_no_class_disappears():
+    X, y, _, _ = data.load("digits", "pair", 0.4, seed=0, max_train=60)
+    assert X.shape == (60, 64)
+    assert np.bincount(y, minlength=10).min() >= 2
+    clean, noisy = np.array([0, 0, 0, 1, 1, 2]), np.array([1, 1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(data.keep_classes(clean, noisy), [0, 0, 1, 1, 1, 2])
+
+
+def test_missing_data_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBUSTCLF_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="set ROBUSTCLF_DATA"):
+        data.load("cifar10n", "worse", 0, seed=0)
+
+
+def test_summary_averages_what_all_models_have(tmp_path):
+    path = tmp_path / "results.jsonl"
+    scores = {"digits": {"rf": 0.9, "mlp": 0.7}, "vowel": {"rf": 0.7, "mlp": 0.8}, "dna": {"rf": 0}}
+    common = {"noise": "pair-.4", "seed": 1, "max_train": 10_000, "fit_seconds": 2.0}
+    lines = [
+        common | {"dataset": dataset, "model": model, "accuracy": score}
+        for dataset, models in scores.items()
+        for model, score in models.items()
+    ]
+    lines.append(common | {"dataset": "dna", "model": "mlp", "error": "ValueError()"})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    args = accuracy.parse_args(["--summary", "--models", "rf,mlp", "--results", str(path)])
+    table = accuracy.summarise(args)
+    assert "| pair-.4 | 2 | 2 | **0.800** | 0.750 |" in table
+    assert "| ratio to rf | 2 | 2 | 1.00 | 1.00 |" in table
+    assert "dna           pair-.4      1 mlp          ValueError()" in table
+
+
+def test_runs_are_appended_once_and_failures_recorded(tmp_path, capsys):
+    path = tmp_path / "results.jsonl"
+    command = "--models mlp,broken --name broken --set loss=typo --datasets digits --noises none"
+    args = accuracy.parse_args([*command.split(), "--max-train", "200", "--results", str(path)])
+    accuracy.run_all(args)
+    accuracy.run_all(args)
+    mlp, broken = map(json.loads, path.read_text().splitlines())
+    assert mlp["accuracy"] > 0.6
+    assert broken["settings"] == {"loss": "typo"}
+    assert "error" in broken
+    assert capsys.readouterr().out.count("digits") == 2

@@ -1,0 +1,620 @@
+import pickle
+import re
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import scipy.sparse as sp
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from robustclf.preprocessing import TabularEncoder
+
+
+@parametrize_with_checks([TabularEncoder()])
+def test_scikit_learn_conventions(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def numbers(rng, n=60):
+    """Return columns of many kinds: normal, heavy-tailed, few values, sparse, with missing."""
+    X = np.column_stack(
+        [
+            rng.normal(size=n),
+            rng.standard_cauchy(n),
+            rng.integers(0, 3, n),
+            rng.random(n) < 0.1,
+            rng.normal(size=n),
+        ]
+    ).astype(float)
+    X[rng.random(n) < 0.3, 4] = np.nan
+    return X
+
+
+TABLE = {
+    "size": [1.5, None, 3.0, 8.0, -2.0, 1.5],
+    "big": [1, 2, 3, 4, 5, 2**60],
+    "flag": [True, False, True, None, True, True],
+    "kind": ["a", "b", None, "a", "c", "a"],
+    "town": ["u", "v", "w", "x", "y", None],
+}
+
+
+def pandas_nullable(table):
+    frame = pd.DataFrame(table)
+    return frame.astype(
+        {"size": "Float64", "big": "Int64", "flag": "boolean", "kind": "string", "town": "category"}
+    )
+
+
+def polars_categories(table):
+    return pl.DataFrame(table).with_columns(
+        pl.col("kind").cast(pl.Categorical),
+        pl.col("town").cast(pl.Enum(["y", "x", "w", "v", "u"])),
+    )
+
+
+def objects(table):
+    return np.array(list(zip(*table.values(), strict=True)), dtype=object)
+
+
+def objects_with_na(table):
+    X = objects(table)
+    X[[[v is None for v in row] for row in X]] = pd.NA
+    return X
+
+
+CONTAINERS = [
+    pd.DataFrame,
+    lambda table: pd.DataFrame(table).astype(object),
+    pandas_nullable,
+    pl.DataFrame,
+    polars_categories,
+    objects,
+    objects_with_na,
+    lambda table: objects(table).tolist(),
+]
+
+
+# ---- numbers: the formula
+
+
+def test_formula(rng):
+    X = rng.normal(size=(41, 3)) * [1, 10, 100] + 5
+    low, median, high = np.quantile(X, [0.25, 0.5, 0.75], axis=0, method="inverted_cdf")
+    z = (X - median) / (high - low)
+    expected = z / np.sqrt(1 + (z / 3) ** 2)
+    out = TabularEncoder(dtype="float64").fit_transform(X)
+    np.testing.assert_allclose(out, expected, rtol=1e-14, atol=1e-15)
+    assert TabularEncoder().fit_transform(X).dtype == np.float32
+
+
+def test_hand_values():
+    X = np.array([[0.0, 0], [1, 0], [2, 0], [3, 8], [4, 0]])
+    out = TabularEncoder(dtype="float64").fit_transform(X)
+    # first column: median 2, quartiles 1 and 3; second: no quartile range, half the range is 4
+    clip = 1 / np.sqrt(1 + 1 / 36)
+    np.testing.assert_allclose(
+        out[:, 0], [-1 / 1.0540925533894598, -clip / 2, 0, clip / 2, 0.9486832980505138]
+    )
+    np.testing.assert_allclose(out[:, 1], [0, 0, 0, 2 / np.sqrt(1 + 4 / 9), 0])
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0), (7.3, -4.0), (1e6, 1e5), (2.0**-900, 0)])
+def test_scale_and_shift_of_a_column_change_nothing(rng, scale, shift):
+    X, new = numbers(rng), numbers(rng)
+    encoder = TabularEncoder(dtype="float64").fit(X)
+    moved = TabularEncoder(dtype="float64").fit(scale * X + shift)
+    np.testing.assert_allclose(
+        moved.transform(scale * new + shift), encoder.transform(new), atol=1e-6
+    )
+
+
+def test_one_outlier_changes_little(rng):
+    X = numbers(rng, 1000)
+    wild = X.copy()
+    wild[7] = 1e12
+    clean, hurt = TabularEncoder().fit_transform(X), TabularEncoder().fit_transform(wild)
+    gaussian = [0, 4]
+    assert np.abs(np.delete(clean - hurt, 7, axis=0)[:, gaussian]).max() < 0.02
+    np.testing.assert_allclose(hurt[7, :3], 3)
+
+
+def test_increasing_odd_and_bounded(rng):
+    encoder = TabularEncoder(dtype="float64").fit(rng.normal(size=(50, 1)))
+    x = np.sort(np.concatenate([rng.normal(size=200), 10.0 ** np.arange(0, 5)]))[:, None]
+    out = encoder.transform(x)
+    assert (np.diff(out[:, 0]) > 0).all()
+    mirrored = encoder.transform(2 * encoder.center_ - x)
+    np.testing.assert_allclose(mirrored, -out, rtol=1e-12, atol=1e-12)
+    assert np.abs(out).max() < 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_huge_values_saturate(dtype):
+    top = np.finfo(np.float64).max
+    X = np.array([[0.0, -top, 1e-300], [1, 0, 0], [2, top, 0], [3, top, 0], [4, -top, 0]])
+    encoder = TabularEncoder(dtype=dtype).fit(X)
+    assert np.isfinite(encoder.transform(X)).all()
+    out = encoder.transform(np.array([[1e300, 0, 1.0], [-top, 0, top], [1e18, 0, -top]]))
+    np.testing.assert_allclose(out[:, 0], [3, -3, 3])
+    np.testing.assert_allclose(out[:, 2], [3, 3, -3])
+
+
+def test_large_integers():
+    X = np.array([[2**63 - 1], [-(2**63)], [0], [1], [2]])
+    out = TabularEncoder().fit_transform(X)
+    np.testing.assert_allclose(out[:3, 0], [3, -3, -0.5 / np.sqrt(1 + 1 / 36)], rtol=1e-6)
+    unsigned = TabularEncoder().fit_transform(X.astype(np.uint64))
+    assert np.isfinite(unsigned).all()
+
+
+@pytest.mark.parametrize("kind", [bool, np.int8, np.uint8, np.int64, np.float16, np.float32])
+def test_every_dtype_of_number_is_the_same_number(rng, kind):
+    X = rng.integers(0, 2, size=(30, 4))
+    expected = TabularEncoder().fit_transform(X.astype(float))
+    np.testing.assert_array_equal(TabularEncoder().fit_transform(X.astype(kind)), expected)
+    np.testing.assert_array_equal(TabularEncoder().fit(X).transform(X.astype(kind)), expected)
+
+
+def test_memory_order_changes_nothing(rng):
+    X = rng.normal(size=(3000, 30))
+    expected = TabularEncoder().fit_transform(X)
+    np.testing.assert_array_equal(TabularEncoder().fit_transform(np.asfortranarray(X)), expected)
+    np.testing.assert_array_equal(TabularEncoder().fit_transform(X[::-1])[::-1], expected)
+    assert expected.flags.c_contiguous
+
+
+def test_constant_column_is_zero_everywhere():
+    encoder = TabularEncoder().fit(np.full((5, 1), 7.0))
+    np.testing.assert_array_equal(encoder.transform([[7.0], [8.0], [1e30]]), np.zeros((3, 1)))
+
+
+def test_input_is_not_changed(rng):
+    X = numbers(rng)
+    for data in (X, np.asfortranarray(X), pd.DataFrame(X), sp.csc_array(np.nan_to_num(X))):
+        before = data.copy()
+        TabularEncoder().fit_transform(data, sample_weight=rng.random(len(X)))
+        assert (data != before).sum().sum() == (data != data).sum().sum()
+
+
+# ---- weights
+
+
+def encodings(encoder, X):
+    out = encoder.transform(X)
+    return out.toarray() if sp.issparse(out) else out
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "pandas", "polars", "object"])
+def test_weight_is_repetition_and_zero_is_absence(rng, kind):
+    X = numbers(rng, 80)
+    weight = rng.integers(0, 4, len(X))
+    text = rng.choice(list("abcdefghijklmnop"), len(X))
+    text[:3], weight[:3] = "only here", 0
+    weight[np.isnan(X[:, 4])] = 0  # the missing values are of rows of weight 0 too
+    table = {f"c{j}": X[:, j] for j in range(5)} | {"text": text}
+    rows = np.repeat(np.arange(len(X)), weight)
+    data = {
+        "dense": lambda: X,
+        "sparse": lambda: sp.csr_array(np.nan_to_num(X) * (rng.random(X.shape) < 0.4)),
+        "pandas": lambda: pd.DataFrame(table),
+        "polars": lambda: pl.DataFrame(table),
+        "object": lambda: objects(table),
+    }[kind]()
+    repeated = data.iloc[rows] if kind == "pandas" else data[rows]
+    weighted = TabularEncoder(dtype="float64").fit(data, sample_weight=weight)
+    other = TabularEncoder(dtype="float64").fit(repeated)
+    np.testing.assert_array_equal(weighted.center_, other.center_)
+    np.testing.assert_array_equal(weighted.scale_, other.scale_)
+    assert weighted.cardinalities_ == other.cardinalities_
+    np.testing.assert_array_equal(encodings(weighted, data), encodings(other, data))
+    names = weighted.get_feature_names_out().tolist()
+    assert names == other.get_feature_names_out().tolist()
+    assert not any("missing" in name or "only here" in name for name in names)
+
+
+def test_scale_of_the_weights_changes_nothing(rng):
+    X, weight = numbers(rng), rng.random(60)
+    one = TabularEncoder().fit_transform(X, sample_weight=weight)
+    np.testing.assert_array_equal(TabularEncoder().fit_transform(X, sample_weight=weight / 8), one)
+    equal = TabularEncoder().fit_transform(X, sample_weight=np.full(60, 0.25))
+    np.testing.assert_array_equal(equal, TabularEncoder().fit_transform(X))
+
+
+def test_column_known_only_in_rows_of_weight_zero():
+    X = np.array([[1.0, np.inf], [np.nan, 1], [np.nan, 2]])
+    encoder = TabularEncoder().fit(X, sample_weight=[0, 1, 1])
+    np.testing.assert_array_equal(
+        encoder.transform([[5.0, 1], [np.nan, 1]])[:, [0, 2]], [[0, 0], [0, 1]]
+    )
+    assert encoder.center_[1] == 1
+
+
+# ---- missing values
+
+
+def test_missing_in_training_gets_an_indicator(rng):
+    X = numbers(rng)
+    encoder = TabularEncoder()
+    out = encoder.fit_transform(X)
+    missing = np.isnan(X[:, 4])
+    assert out.shape == (60, 6)
+    assert encoder.n_dense_ == 6
+    assert encoder.numeric_ == slice(0, 5)
+    np.testing.assert_array_equal(out[:, 5], missing)
+    assert (out[missing, 4] == 0).all()
+    known = TabularEncoder().fit_transform(X[~missing])
+    np.testing.assert_array_equal(out[~missing, 4], known[:, 4])
+
+
+def test_missing_only_in_prediction_is_zero(rng):
+    encoder = TabularEncoder().fit(rng.normal(size=(20, 2)))
+    out = encoder.transform(np.array([[np.nan, 1e300], [0.5, np.nan]]))
+    assert out.shape == (2, 2)
+    assert out[0, 0] == out[1, 1] == 0
+    assert out[0, 1] == 3
+
+
+def test_column_without_any_value():
+    X = np.array([[np.nan, 1.0], [np.nan, 2.0]])
+    encoder = TabularEncoder()
+    np.testing.assert_array_equal(encoder.fit_transform(X)[:, [0, 2]], [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(encoder.transform([[4.0, 1.0]])[:, [0, 2]], [[0, 0]])
+
+
+def test_missing_category_is_a_value_of_its_own_if_trained():
+    seen = TabularEncoder().fit([["a"], [None], ["b"]])
+    np.testing.assert_array_equal(
+        seen.transform([[np.nan], ["b"], ["z"]]), [[0, 0, 1], [0, 1, 0], [0, 0, 0]]
+    )
+    unseen = TabularEncoder().fit([["a"], ["b"]])
+    for missing in (None, np.nan, pd.NA, pd.NaT):
+        np.testing.assert_array_equal(unseen.transform(np.array([[missing]], object)), [[0, 0]])
+    from_list = TabularEncoder().fit([[1.0, "a"], [2.0, np.nan]])
+    assert from_list.get_feature_names_out().tolist() == ["x0", "x1_a", "missingindicator_x1"]
+    codes = TabularEncoder(max_one_hot=0).fit([["a"], [None], ["b"]])
+    np.testing.assert_array_equal(codes.transform([["a"], ["b"], [None], ["z"]]).T, [[1, 2, 3, 0]])
+    assert codes.cardinalities_ == (4,)
+
+
+# ---- categories and containers
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_gives_the_same_array(container):
+    expected = [
+        # size, big, flag, missing size, missing flag, a, b, c, missing, town
+        [0, 1, 0, 0, 0, 1, 0, 0, 0, 1],
+        [1, 1, 1, 1, 0, 0, 1, 0, 0, 2],
+        [1, 0, 0, 0, 0, 0, 0, 0, 1, 3],
+        [1, 1, 1, 0, 1, 1, 0, 0, 0, 4],
+        [1, 1, 0, 0, 0, 0, 0, 1, 0, 5],
+        [0, 1, 0, 0, 0, 1, 0, 0, 0, 6],
+    ]
+    encoder = TabularEncoder(max_one_hot=4)
+    out = encoder.fit_transform(container(TABLE))
+    np.testing.assert_array_equal(out[:, 3:], np.array(expected)[:, 3:])
+    reference = TabularEncoder(max_one_hot=4).fit_transform(pd.DataFrame(TABLE))
+    np.testing.assert_array_equal(out, reference)
+    np.testing.assert_array_equal(out, encoder.transform(container(TABLE)))
+    assert encoder.cardinalities_ == (7,)
+    assert encoder.n_dense_ == 9
+    assert encoder.numeric_ == slice(0, 3)
+
+
+def test_pandas_and_polars_are_interchangeable():
+    encoder = TabularEncoder().fit(pd.DataFrame(TABLE))
+    expected = encoder.transform(pd.DataFrame(TABLE))
+    for container in (pandas_nullable, pl.DataFrame, polars_categories):
+        np.testing.assert_array_equal(encoder.transform(container(TABLE)), expected)
+
+
+def test_numbers_as_text_are_numbers_in_an_array():
+    X = np.array([["1", "a"], ["2", "b"], ["4", "a"]])
+    np.testing.assert_array_equal(
+        TabularEncoder().fit_transform(X)[:, 0],
+        TabularEncoder().fit_transform([[1], [2], [4]])[:, 0],
+    )
+
+
+def test_null_column_of_polars_is_a_number():
+    out = TabularEncoder().fit_transform(pl.DataFrame({"a": [None, None], "b": [1, 2]}))
+    np.testing.assert_array_equal(out[:, [0, 2]], [[0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize("chosen", [["c"], [2], np.array([2]), [False, False, True]])
+def test_chosen_categories(rng, chosen):
+    frame = pd.DataFrame(rng.integers(0, 4, size=(40, 3)), columns=list("abc"))
+    encoder = TabularEncoder(categorical_features=chosen)
+    out = encoder.fit_transform(frame)
+    np.testing.assert_array_equal(out[:, 2:], np.eye(4)[frame["c"]])
+    np.testing.assert_array_equal(encoder.transform(frame.astype(float)), out)
+    if "c" not in list(chosen):
+        array = TabularEncoder(categorical_features=chosen).fit_transform(frame.to_numpy(float))
+        np.testing.assert_array_equal(array, out)
+
+
+def test_max_one_hot_divides_indicators_from_codes():
+    X = np.array([[f"v{i % 3}", f"w{i % 4}"] for i in range(12)])
+    encoder = TabularEncoder(max_one_hot=3).fit(X)
+    assert encoder.n_dense_ == 3
+    assert encoder.cardinalities_ == (5,)
+    assert encoder.get_feature_names_out().tolist() == ["x0_v0", "x0_v1", "x0_v2", "x1"]
+
+
+def test_names_and_set_output():
+    encoder = TabularEncoder(max_one_hot=4).set_output(transform="pandas")
+    frame = pd.DataFrame(TABLE, index=list("pqrstu"))
+    out = encoder.fit_transform(frame)
+    assert out.columns.tolist() == [
+        *("size", "big", "flag", "missingindicator_size", "missingindicator_flag"),
+        *("kind_a", "kind_b", "kind_c", "missingindicator_kind", "town"),
+    ]
+    assert out.index.tolist() == list("pqrstu")
+    polars = TabularEncoder().set_output(transform="polars").fit_transform(pl.DataFrame(TABLE))
+    assert isinstance(polars, pl.DataFrame)
+
+
+def test_in_a_pipeline_with_weights():
+    y = np.array([0, 1, 0, 1, 0, 1])
+    model = make_pipeline(TabularEncoder(), LogisticRegression())
+    model.fit(pd.DataFrame(TABLE), y, tabularencoder__sample_weight=[1, 2, 1, 1, 1, 1])
+    assert model.predict(pd.DataFrame(TABLE)).shape == (6,)
+
+
+def test_no_names_after_a_fit_without_names(rng):
+    frame = pd.DataFrame(rng.normal(size=(5, 2)), columns=["a", "b"])
+    encoder = TabularEncoder().fit(frame)
+    assert encoder.feature_names_in_.tolist() == ["a", "b"]
+    with pytest.warns(UserWarning, match="X does not have valid feature names"):
+        encoder.transform(frame.to_numpy())
+    encoder.fit(frame.to_numpy())
+    assert not hasattr(encoder, "feature_names_in_")
+    encoder.transform(frame.to_numpy())
+
+
+# ---- sparse
+
+
+@pytest.mark.parametrize("make", [sp.csr_array, sp.csc_array, sp.coo_array, sp.csr_matrix])
+def test_sparse_formula(rng, make):
+    X = rng.normal(size=(90, 6)) * (rng.random((90, 6)) < 0.3)
+    X[:, 5] = 0
+    encoder = TabularEncoder(dtype="float64")
+    out = encoder.fit_transform(make(X))
+    assert sp.issparse(out)
+    assert out.format == "csr"
+    scale = [np.quantile(np.abs(c[c != 0]), 0.5, method="inverted_cdf") for c in X[:, :5].T]
+    np.testing.assert_array_equal(encoder.scale_[:5], scale)
+    z = X[:, :5] / scale
+    np.testing.assert_allclose(out.toarray()[:, :5], z / np.sqrt(1 + (z / 3) ** 2), rtol=1e-14)
+    assert out.nnz == np.count_nonzero(X)
+    np.testing.assert_array_equal(encoder.transform(X), out.toarray())
+    assert TabularEncoder().fit_transform(make(X)).dtype == np.float32
+    later = X.copy()
+    later[0, 5] = 4.0
+    np.testing.assert_array_equal(encoder.transform(make(later)).toarray()[:, 5], 0)
+
+
+def test_sparse_duplicates_and_stored_zeros_are_their_sum():
+    rows, columns = [0, 0, 1, 2, 3], [0, 0, 0, 0, 0]
+    twice = sp.coo_array(([1.0, 2.0, 5.0, 0.0, 7.0], (rows, columns)), shape=(4, 1))
+    unsummed = sp.csr_array(([1.0, 2.0, 5.0, 0.0, 7.0], [0] * 5, [0, 2, 3, 4, 5]), shape=(4, 1))
+    expected = TabularEncoder().fit_transform(sp.csr_array([[3.0], [5.0], [0.0], [7.0]])).toarray()
+    for X in (twice, unsummed):
+        np.testing.assert_array_equal(TabularEncoder().fit_transform(X).toarray(), expected)
+    assert unsummed.nnz == 5
+
+
+def test_sparse_huge_values_and_integers():
+    X = sp.csr_array(np.array([[1e300, 0], [1, 3], [1, 4]]))
+    np.testing.assert_allclose(TabularEncoder().fit_transform(X).toarray()[0], [3, 0])
+    lowest = sp.csr_array(np.array([[-(2**63)], [1], [1]]))
+    np.testing.assert_allclose(TabularEncoder().fit_transform(lowest).toarray()[0], [-3])
+
+
+# ---- errors
+
+
+def frame_of(**columns):
+    return pd.DataFrame(columns)
+
+
+FIT_ERRORS = [
+    ({"max_one_hot": -1}, np.eye(2), ValueError, "max_one_hot must be an integer >= 0, got -1"),
+    ({"max_one_hot": 2.5}, np.eye(2), ValueError, "max_one_hot must be an integer >= 0, got 2.5"),
+    ({"dtype": "float16"}, np.eye(2), ValueError, "'float32' or 'float64', got 'float16'"),
+    ({"categorical_features": "dtype"}, np.eye(2), ValueError, "'dtype' is not known: use 'from_d"),
+    (
+        {"categorical_features": ["colr"]},
+        frame_of(color=["r"], size=[1]),
+        ValueError,
+        "has 'colr', but X has the columns ['color', 'size'], or by position 0 to 1. Did you mean "
+        "'color'?",
+    ),
+    (
+        {"categorical_features": ["a"]},
+        np.eye(2),
+        ValueError,
+        "has 'a', but X has the columns 0 to 1",
+    ),
+    ({"categorical_features": [2]}, np.eye(2), ValueError, "has 2, but X has the columns 0 to 1."),
+    ({"categorical_features": [True]}, np.eye(2), ValueError, "a mask of 1 columns, X has 2"),
+    (
+        {"categorical_features": [0]},
+        sp.csr_array(np.eye(2)),
+        ValueError,
+        "sparse X cannot have cat",
+    ),
+    (
+        {"categorical_features": None},
+        frame_of(a=[1, 2], b=["u", "v"]),
+        ValueError,
+        "Column 'b' must be numeric, as it was in training or as it is not among "
+        "categorical_features: could not convert string to float: 'u'",
+    ),
+    (
+        {},
+        frame_of(day=pd.to_datetime(["2020-01-01"])),
+        ValueError,
+        "Column 'day' is of dtype Datetime",
+    ),
+    (
+        {},
+        pl.DataFrame({"a": [[1], [2]]}),
+        ValueError,
+        "Column 'a' is of dtype List(Int64): turn it",
+    ),
+    ({}, np.array([["2020-01-01"]], "M8[D]"), ValueError, "Column 'x0' is of dtype datetime64[D]"),
+    (
+        {},
+        [[1.0, 2.0], [1.0, np.inf], [1.0, -np.inf]],
+        ValueError,
+        "Input X contains infinity or a value too large for dtype('float64'): column 'x1', 2 ro",
+    ),
+    ({}, frame_of(a=[1.0, np.inf]), ValueError, "Input X contains infinity"),
+    ({}, sp.csr_array([[np.inf]]), ValueError, "Input X contains infinity"),
+    ({}, sp.csr_array([[np.nan]]), ValueError, "Input X contains NaN, which a sparse X cannot"),
+    (
+        {},
+        np.array([["a"], [1]], object),
+        TypeError,
+        "Column 'x0' is a category, whose argument must",
+    ),
+    ({}, np.array([["a"], [{}]], object), TypeError, "numbers, got ['dict', 'str']"),
+    ({}, np.array([[1.0], [{}]], object), TypeError, "Column 'x0' must be numeric"),
+    ({}, frame_of(a=[]), ValueError, "Found array with 0 sample(s) (shape=(0, 1))"),
+    ({}, pl.DataFrame(), ValueError, "Found array with 0 "),
+    ({}, np.ones(3), ValueError, "Expected 2D array, got 1D array instead"),
+    ({}, np.ones((2, 2)) * 1j, ValueError, "Complex data not supported"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "X", "error", "message"), FIT_ERRORS)
+def test_errors_in_fit(parameters, X, error, message):
+    for method in ("fit", "fit_transform"):
+        with pytest.raises(error, match=re.escape(message)):
+            getattr(TabularEncoder(**parameters), method)(X)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [([1, -1], "Negative values"), ([0, 0], "at least one non-zero"), ([1, 1, 1], "shape")],
+)
+def test_errors_in_weights(weight, message):
+    with pytest.raises(ValueError, match=message):
+        TabularEncoder().fit(np.eye(2), sample_weight=weight)
+
+
+NAMED = pd.DataFrame({"a": [1.0, 2.0], "b": ["u", "v"]})
+
+
+@pytest.mark.parametrize(
+    ("train", "X", "error", "message"),
+    [
+        (
+            np.eye(2),
+            np.eye(3),
+            ValueError,
+            "X has 3 features, but TabularEncoder is expecting 2 fe",
+        ),
+        (NAMED, NAMED[["b", "a"]], ValueError, "must be in the same order as they were in fit"),
+        (
+            NAMED,
+            NAMED.rename(columns={"a": "z"}),
+            ValueError,
+            "Feature names unseen at fit time:\n- z",
+        ),
+        (
+            NAMED,
+            NAMED.assign(a="text"),
+            ValueError,
+            "Column 'a' must be numeric, as it was in train",
+        ),
+        (NAMED, NAMED.assign(b=[{}, {}]), TypeError, "Column 'b' is a category"),
+        (NAMED, NAMED.assign(b=pd.Timestamp(0)), ValueError, "Column 'b' is of dtype Datetime"),
+        (np.eye(2), [[0.0, np.inf]], ValueError, "Input X contains infinity"),
+        (NAMED, NAMED.assign(a=-np.inf), ValueError, "column 'a', 2 row(s)"),
+        (np.eye(2), sp.csr_array(np.eye(2)), ValueError, "fitted on a dense X: pass X.toarray()"),
+        (np.eye(2), np.empty((0, 2)), ValueError, "Found array with 0 sample(s)"),
+    ],
+)
+def test_errors_in_transform(train, X, error, message):
+    encoder = TabularEncoder().fit(train)
+    with pytest.raises(error, match=re.escape(message)):
+        encoder.transform(X)
+
+
+def test_not_fitted():
+    with pytest.raises(NotFittedError):
+        TabularEncoder().transform(np.eye(2))
+
+
+# ---- cost
+
+
+def test_one_row_is_encoded_as_in_the_table(rng):
+    X = numbers(rng)
+    encoder = TabularEncoder()
+    out = encoder.fit_transform(X)
+    for i in range(len(X)):
+        np.testing.assert_array_equal(encoder.transform(X[i : i + 1]), out[i : i + 1])
+        np.testing.assert_array_equal(encoder.transform(X[i : i + 1].tolist()), out[i : i + 1])
+
+
+def test_one_row_skips_the_validation(rng, monkeypatch):
+    encoder = TabularEncoder().fit(rng.normal(size=(9, 3)))
+    monkeypatch.setattr(TabularEncoder, "_validate", None)
+    assert encoder.transform(np.zeros((1, 3))).shape == (1, 3)
+    with pytest.raises(ValueError, match="Input X contains infinity"):
+        encoder.transform(np.array([[0, np.inf, 0]]))
+    with pytest.raises(TypeError):
+        encoder.transform(np.zeros((1, 4)))
+
+
+def peak(function):
+    tracemalloc.start()
+    try:
+        result = function()
+        return tracemalloc.get_traced_memory()[1], result
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("dtype", "missing"), [("f8", False), ("f8", True), ("f4", False)])
+def test_memory_of_dense_input(rng, order, dtype, missing):
+    X = np.asarray(rng.normal(size=(100_000, 20)), dtype=dtype, order=order)
+    if missing:
+        X[rng.random(X.shape) < 0.1] = np.nan
+    used, out = peak(lambda: TabularEncoder().fit_transform(X))
+    assert used < out.nbytes + 0.1 * X.nbytes
+    used, encoder = peak(lambda: TabularEncoder().fit(X))
+    assert used < 0.1 * X.nbytes
+    used, out = peak(lambda: encoder.transform(X))
+    assert used < out.nbytes + 0.1 * X.nbytes
+
+
+def test_memory_of_weighted_fit(rng):
+    X, weight = rng.normal(size=(50_000, 40)), rng.random(50_000)
+    used, _ = peak(lambda: TabularEncoder().fit(X, sample_weight=weight))
+    assert used < 0.15 * X.nbytes
+
+
+def test_pickle_is_small_and_equal(rng):
+    X = pd.DataFrame(rng.normal(size=(20_000, 3)), columns=list("abc"))
+    X["kind"] = rng.choice(list("uvw"), 20_000)
+    encoder = TabularEncoder().fit(X)
+    pickled = pickle.dumps(encoder)
+    assert len(pickled) < 3000
+    np.testing.assert_array_equal(pickle.loads(pickled).transform(X), encoder.transform(X))
