@@ -85,14 +85,11 @@ class TrainingSet:
     def batch(self, index: Tensor) -> Batch:
         """Gather the rows of one step."""
         weight = self.weight.index_select(1, index)
-        return Batch(take(self.x, index), self.y.index_select(0, index), weight, index)
-
-
-def take(x: Tensor | sparse.csr_array, index: Tensor) -> Tensor:
-    """Gather rows; sparse ones become dense only here."""
-    if isinstance(x, Tensor):
-        return x.index_select(0, index)
-    return torch.from_numpy(x[index.cpu().numpy()].toarray()).to(index.device)
+        if isinstance(self.x, Tensor):
+            x = self.x.index_select(0, index)
+        else:  # sparse rows become dense only here
+            x = torch.from_numpy(self.x[index.cpu().numpy()].toarray()).to(weight)
+        return Batch(x, self.y.index_select(0, index), weight, index)
 
 
 def _one_cycle(t: float, warm_up: float = 0.1) -> float:
@@ -151,6 +148,12 @@ class RobustNet(NeuralNetClassifier):  # type: ignore[misc]
     @property
     def _default_callbacks(self) -> list[Any]:
         return [(f"{type(s).__name__}_{i}", s) for i, s in enumerate(self.strategies)]
+
+    def initialize_module(self) -> RobustNet:
+        """Take the network in the precision of the fit."""
+        super().initialize_module()
+        self.module_ = self.module_.to(self.dtype)
+        return self
 
     @property
     def n_classes(self) -> int:
@@ -276,15 +279,15 @@ class RobustNet(NeuralNetClassifier):  # type: ignore[misc]
         order = data.rows[torch.randperm(n).to(data.rows.device)]
         n_batches = max(1, round(n / self.batch_size))  # of equal size, none tiny at the end
         cuts = [n * k // n_batches for k in range(n_batches + 1)]
-        total = torch.zeros((), dtype=data.weight.dtype, device=order.device)
+        total: Tensor | float = 0.0
         self.module_.train()
         for start, stop in pairwise(cuts):
             self._set_lr((epoch + start / n) / epochs)
             batch = data.batch(order[start:stop])
             if self._listening["on_batch_begin"] or self._listening["on_batch_end"]:
                 self.notify("on_batch_begin", batch=batch, training=True)
-            total += self.train_step(batch) * (stop - start)
-        loss = total.item() / n / self.n_stacked
+            total = total + self.train_step(batch) * ((stop - start) / n)
+        loss = float(total) / self.n_stacked
         self.history.record("train_loss", loss)
         self.history.record("lr", self.optimizer_.param_groups[0]["lr"])
         self.history.record("dur", time.perf_counter() - started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import Signature, signature
 from typing import Any, ClassVar, Self
 
 from robustclf._registry import closest
@@ -16,6 +17,14 @@ class NestedParamsMixin:
     """
 
     _parts: ClassVar[tuple[str, ...]] = ()
+    __signature__: ClassVar[Signature]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the named parameters alone: ``**params`` is only the way in for ``part__name``."""
+        super().__init_subclass__(**kwargs)
+        full = signature(cls.__init__)
+        named = [p for name, p in full.parameters.items() if p.kind is not p.VAR_KEYWORD]
+        cls.__signature__ = full.replace(parameters=named[1:])
 
     def _set_part_params(self, params: dict[str, Any]) -> None:
         """Keep the ``**params`` of ``__init__``."""
@@ -66,11 +75,10 @@ class NestedParamsMixin:
             For an unknown name.
         """
         for part in self._parts:
-            if part in params and params[part] is not getattr(self, part):
-                changed = params[part] != getattr(self, part)
-                for name in self._part_params(part) if changed else ():
-                    delattr(self, f"{part}__{name}")
-            value = params.get(part, getattr(self, part))
+            value, former = params.get(part, getattr(self, part)), getattr(self, part)
+            same = value is former or (isinstance(value, str) and value == former)
+            for name in () if same else self._part_params(part):
+                delattr(self, f"{part}__{name}")
             if not hasattr(value, "get_params") or isinstance(value, type):
                 for key in [k for k in params if k.startswith(f"{part}__")]:
                     setattr(self, key, params.pop(key))

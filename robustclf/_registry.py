@@ -106,7 +106,9 @@ class Registry(Generic[T]):
         """
         if isinstance(what, str):
             factory = self.get(what)
-            check_known(f"parameter of {self.kind} {what!r}", params, signature(factory).parameters)
+            if params:  # inspection is slow, and a wrapper may hold an alias in the training loop
+                allowed = signature(factory).parameters
+                check_known(f"parameter of {self.kind} {what!r}", params, allowed)
             return factory(**params)
         if not isinstance(what, self.base):
             raise TypeError(

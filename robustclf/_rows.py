@@ -142,7 +142,7 @@ class Rows:
         folds[trained] = stratified_folds(codes[trained], cross_fit, rng)
         return cls(codes, weight, trained, held, folds)
 
-    def member_weights(self, n_members: int, peers: int) -> NDArray[np.float32]:
+    def member_weights(self, n_members: int, peers: int) -> NDArray[np.float64]:
         """Return weights ``(member or 1, n_samples)`` with mean one over the trained rows.
 
         The first ``n_members`` train on all rows; each fold has ``peers`` members that do not.
@@ -157,4 +157,5 @@ class Rows:
                 [base[None].repeat(n_members, 0), np.where(left_out, 0, base).repeat(peers, 0)]
             )
         total = weight[:, self.trained].mean(axis=1, keepdims=True)
-        return np.asarray(weight / total, dtype=np.float32)
+        member_weights: NDArray[np.float64] = weight / total
+        return member_weights

@@ -37,7 +37,7 @@ from robustclf._params import NestedParamsMixin
 from robustclf._rows import Rows, as_labels, encode_labels, row_weights
 from robustclf.losses import Loss, make_loss
 from robustclf.modules import TabularInput, make_embedding, make_network
-from robustclf.optimizers import check_optimizer, get_optimizer
+from robustclf.optimizers import check_optimizer, fused, get_optimizer
 from robustclf.preprocessing import TabularEncoder
 from robustclf.strategies import Strategy, make_strategy
 
@@ -298,7 +298,12 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):  # ty
             **self._part_params("module"),
         )
         batch_size, max_epochs = self._budget(len(rows.trained))
+        # a full batch is small: in float64 weighting a row and repeating it are the same
+        tiny = self.precision == "float32" and len(rows.trained) <= batch_size
+        precision = "float64" if tiny else self.precision
         schedule = self.lr_schedule
+        optimizer_params = self._part_params("optimizer")
+        optimizer_params = fused(self.optimizer, method.device) | optimizer_params
         return RobustNet(
             network,
             n_members=method.n_members,
@@ -306,7 +311,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):  # ty
             n_codes=len(cardinalities),
             strategies=method.strategies,
             schedule=SCHEDULES[schedule] if isinstance(schedule, str) else schedule,
-            precision=self.precision,
+            precision=precision,
             criterion=Criterion,
             criterion__loss=method.loss,
             criterion__n_classes=len(method.classes),
@@ -320,7 +325,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):  # ty
             device=method.device,
             verbose=0,
             train_split=None,
-            **{f"optimizer__{k}": v for k, v in self._part_params("optimizer").items()},
+            **{f"optimizer__{k}": v for k, v in optimizer_params.items()},
         )
 
     def _budget(self, n: int) -> tuple[int, int]:
@@ -407,7 +412,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):  # ty
         proba : ndarray of shape (n_samples, n_classes)
             In the order of ``classes_``.
         """
-        return _gather(mean_softmax(logits) for logits in self._logits(X))
+        return self._gather(mean_softmax(logits) for logits in self._logits(X))
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable class of each row.
@@ -436,7 +441,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):  # ty
         scores : ndarray of shape (n_samples, n_classes)
             With two classes, the difference of their logits, of shape (n_samples,).
         """
-        scores = _gather(logits.mean(0) for logits in self._logits(X))
+        scores = self._gather(logits.mean(0) for logits in self._logits(X))
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 
     def embed(self, X: Any) -> NDArray[np.float32]:
@@ -451,7 +456,12 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):  # ty
         features : ndarray of shape (n_samples, n_members * width)
         """
         check_is_fitted(self)
-        return _gather(f.movedim(0, 1).flatten(1) for f in self.net_.embed(self._encode(X)))
+        return self._gather(f.movedim(0, 1).flatten(1) for f in self.net_.embed(self._encode(X)))
+
+    def _gather(self, chunks: Iterable[Tensor]) -> NDArray[Any]:
+        dtype = np.float64 if self.precision == "float64" else np.float32
+        arrays = [chunk.cpu().numpy().astype(dtype, copy=False) for chunk in chunks]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -470,11 +480,6 @@ def _check_classes(classes: NDArray[Any]) -> None:
             "RobustClassifier needs at least two classes in rows of positive weight, got "
             f"{len(classes)} class: {classes.tolist()}."
         )
-
-
-def _gather(chunks: Iterable[Tensor]) -> NDArray[np.float32]:
-    arrays = [chunk.cpu().numpy() for chunk in chunks]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:

@@ -148,6 +148,14 @@ def get_optimizer(optimizer: str | type[Optimizer]) -> type[Optimizer]:
     return optimizer if isinstance(optimizer, type) else OPTIMIZERS.get(optimizer)
 
 
+def fused(optimizer: str | type[Optimizer], device: str) -> dict[str, bool]:
+    """Return ``{"fused": True}`` where torch updates all parameters in one kernel."""
+    kind = get_optimizer(optimizer)
+    kind = torch.optim.AdamW if kind is SAM else kind
+    has_kernel = kind in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
+    return {"fused": True} if has_kernel and torch.device(device).type in ("cpu", "cuda") else {}
+
+
 def check_optimizer(optimizer: str | type[Optimizer], params: dict[str, Any]) -> None:
     """Raise ``ValueError`` for an unknown alias or a parameter the optimiser does not have."""
     kind = get_optimizer(optimizer)

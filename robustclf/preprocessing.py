@@ -248,6 +248,8 @@ class TabularEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc, unu
             weight = _check_sample_weight(
                 sample_weight, X, dtype=np.float64, ensure_non_negative=True
             )
+            if not weight.any():  # scikit-learn 1.8 lets it pass
+                raise ValueError("Sample weights must contain at least one non-zero number.")
         self._categorical = mask = self._categorical_mask(data)
         self._tables: dict[int, _Table] = {}
         if self._sparse:

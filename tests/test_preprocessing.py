@@ -148,6 +148,8 @@ def test_huge_values_saturate(dtype):
     out = encoder.transform(np.array([[1e300, 0, 1.0], [-top, 0, top], [1e18, 0, -top]]))
     np.testing.assert_allclose(out[:, 0], [3, -3, 3])
     np.testing.assert_allclose(out[:, 2], [3, 3, -3])
+    constant = TabularEncoder(dtype=dtype).fit([[-top], [-top]])
+    assert constant.transform(np.array([[top]])) == 0
 
 
 def test_large_integers():
@@ -199,7 +201,7 @@ def encodings(encoder, X):
 def test_weight_is_repetition_and_zero_is_absence(rng, kind):
     X = numbers(rng, 80)
     weight = rng.integers(0, 4, len(X))
-    text = rng.choice(list("abcdefghijklmnop"), len(X))
+    text = rng.choice(list("abcdefghijklmnop"), len(X)).astype(object)
     text[:3], weight[:3] = "only here", 0
     weight[np.isnan(X[:, 4])] = 0  # the missing values are of rows of weight 0 too
     table = {f"c{j}": X[:, j] for j in range(5)} | {"text": text}
@@ -221,6 +223,16 @@ def test_weight_is_repetition_and_zero_is_absence(rng, kind):
     names = weighted.get_feature_names_out().tolist()
     assert names == other.get_feature_names_out().tolist()
     assert not any("missing" in name or "only here" in name for name in names)
+
+
+def test_rows_of_weight_zero_do_not_widen_the_range():
+    X = np.array([[-90.0], [5], [5], [5], [5], [9], [70]])
+    encoder = TabularEncoder().fit(X, sample_weight=[0, 1, 1, 1, 1, 1, 0])
+    assert encoder.scale_ == 2
+    sparse = sp.csr_array([[3.0, 0.0], [0.0, 4.0], [1.0, 5.0]])
+    np.testing.assert_array_equal(
+        TabularEncoder().fit(sparse, sample_weight=[1, 0, 0]).scale_, [3, np.inf]
+    )
 
 
 def test_scale_of_the_weights_changes_nothing(rng):
@@ -416,11 +428,19 @@ def test_sparse_duplicates_and_stored_zeros_are_their_sum():
     assert unsummed.nnz == 5
 
 
+def test_sparse_output_shares_nothing_with_the_input():
+    X = sp.csr_array(np.eye(3))
+    out = TabularEncoder().fit_transform(X)
+    assert not np.shares_memory(out.indices, X.indices)
+    assert not np.shares_memory(out.indptr, X.indptr)
+
+
 def test_sparse_huge_values_and_integers():
     X = sp.csr_array(np.array([[1e300, 0], [1, 3], [1, 4]]))
     np.testing.assert_allclose(TabularEncoder().fit_transform(X).toarray()[0], [3, 0])
     lowest = sp.csr_array(np.array([[-(2**63)], [1], [1]]))
     np.testing.assert_allclose(TabularEncoder().fit_transform(lowest).toarray()[0], [-3])
+    assert TabularEncoder().fit(lowest[:1]).scale_ == 2.0**63
 
 
 # ---- errors

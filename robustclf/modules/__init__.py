@@ -124,7 +124,7 @@ def make_network(
             [_build(module, i, inputs.out_features, n_classes, seeds[i], params)
              for i in range(n_members)]
         )
-    network = Network(inputs, body)
+    network = Network(inputs, body, n_members)
     network.reset_members(seeds)
     return network
 

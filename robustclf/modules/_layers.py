@@ -1,8 +1,4 @@
-"""Layers with a member axis: parameters are ``(member, ...)``, activations ``(member, sample, k)``.
-
-With one member the activations stay ``(sample, k)`` between the layers, so a single network costs
-what the same ``torch.nn.Sequential`` costs.
-"""
+"""Layers with a member axis: parameters are ``(member, ...)``, activations ``(member, sample, k)``."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ class MemberLinear(nn.Module):
     Examples
     --------
     >>> layer = MemberLinear(4, in_features=3, out_features=2)
-    >>> layer(torch.zeros(5, 3)).shape
+    >>> layer(torch.zeros(4, 5, 3)).shape
     torch.Size([4, 5, 2])
     """
 
@@ -46,11 +42,7 @@ class MemberLinear(nn.Module):
         self.bias[member].zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``([member,] sample, in_features)`` to ``([member,] sample, out_features)``."""
-        if self.weight.shape[0] == 1:
-            return torch.addmm(self.bias.squeeze(0), x, self.weight.squeeze(0))
-        if x.ndim == 2:
-            x = x.expand(self.weight.shape[0], *x.shape)
+        """Map ``(member, sample, in_features)`` to ``(member, sample, out_features)``."""
         return torch.baddbmm(self.bias, x, self.weight)
 
 
@@ -63,11 +55,8 @@ class MemberLayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(n_members, 1, features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis of ``([member,] sample, features)``."""
-        scale, shift = self.scale, self.shift
-        if x.ndim == 2:
-            scale, shift = scale.squeeze(0), shift.squeeze(0)
-        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale)
+        """Normalise the last axis of ``(member, sample, features)``."""
+        return torch.addcmul(self.shift, F.layer_norm(x, x.shape[-1:]), self.scale)
 
 
 class CategoryEmbedding(nn.Module):
@@ -89,8 +78,6 @@ class CategoryEmbedding(nn.Module):
 
     def forward(self, code: Tensor) -> Tensor:
         """Look up ``([member,] sample)`` codes."""
-        if self.weight.shape[0] == 1:
-            return F.embedding(code, self.weight.squeeze(0))
         if code.ndim == 1:
             return self.weight[:, code]
         return torch.take_along_dim(self.weight, code.unsqueeze(-1), dim=1)
@@ -140,11 +127,8 @@ class PeriodicEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed ``([member,] sample, n_numeric)`` numbers."""
-        frequency, phase, mix = self.frequency, self.phase, self.mix
-        if self.mix.shape[0] == 1:
-            frequency, phase, mix = frequency.squeeze(0), phase.squeeze(0), mix.squeeze(0)
-        waves = torch.cos(2 * math.pi * frequency * x.unsqueeze(-1) + phase)
-        mixed = torch.einsum("...njf,...jfo->...njo", waves, mix).flatten(-2)
+        waves = torch.cos(2 * math.pi * self.frequency * x.unsqueeze(-1) + self.phase)
+        mixed = torch.einsum("mnjf,mjfo->mnjo", waves, self.mix).flatten(-2)
         return torch.cat([x.expand(*mixed.shape[:-1], -1), mixed], dim=-1)
 
 

@@ -27,7 +27,7 @@ class MLP(nn.Module):
     Examples
     --------
     >>> from robustclf.modules import MLP
-    >>> MLP(2, in_features=4, n_classes=3, hidden=(8,)).embed(torch.ones(5, 4)).shape
+    >>> MLP(2, in_features=4, n_classes=3, hidden=(8,)).embed(torch.ones(2, 5, 4)).shape
     torch.Size([2, 5, 8])
     """
 
@@ -50,7 +50,7 @@ class MLP(nn.Module):
         self.dropout = dropout
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return what the last hidden layer says, ``([member,] sample, width)``."""
+        """Return what the last hidden layer says, ``(member, sample, width)``."""
         for layer in self.layers:
             x = self.activation(layer(x))
             if self.dropout:
@@ -58,7 +58,7 @@ class MLP(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``([member,] sample, in_features)`` to logits ``([member,] sample, class)``."""
+        """Map ``(member, sample, in_features)`` to logits ``(member, sample, class)``."""
         logits: Tensor = self.head(self.embed(x))
         return logits
 
@@ -90,7 +90,7 @@ class ResNet(nn.Module):
     Examples
     --------
     >>> from robustclf.modules import ResNet
-    >>> ResNet(2, in_features=4, n_classes=3, hidden=(8, 16))(torch.ones(5, 4)).shape
+    >>> ResNet(2, in_features=4, n_classes=3, hidden=(8, 16))(torch.ones(2, 5, 4)).shape
     torch.Size([2, 5, 3])
     """
 
@@ -122,7 +122,7 @@ class ResNet(nn.Module):
         return self.activation(self.norms[-1](x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``([member,] sample, in_features)`` to logits ``([member,] sample, class)``."""
+        """Map ``(member, sample, in_features)`` to logits ``(member, sample, class)``."""
         logits: Tensor = self.head(self.embed(x))
         return logits
 
@@ -142,15 +142,13 @@ class ModuleMembers(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the input of each member's last linear layer."""
-        return torch.stack([_penultimate(member, rows) for member, rows in self._pairs(x)])
-
-    def _pairs(self, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
-        rows = x if x.ndim == 3 else [x] * len(self.members)
-        return list(zip(self.members, rows, strict=True))
+        pairs = zip(self.members, x, strict=True)
+        return torch.stack([_penultimate(member, rows) for member, rows in pairs])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``([member,] sample, feature)`` to logits ``(member, sample, class)``."""
-        return torch.stack([member(rows) for member, rows in self._pairs(x)])
+        """Map ``(member, sample, feature)`` to logits ``(member, sample, class)``."""
+        pairs = zip(self.members, x, strict=True)
+        return torch.stack([member(rows) for member, rows in pairs])
 
 
 def _penultimate(module: nn.Module, x: Tensor) -> Tensor:
@@ -173,29 +171,29 @@ class Network(nn.Module):
     ----------
     inputs : TabularInput
     body : module
-        Maps ``([member,] sample, inputs.out_features)`` to ``([member,] sample, class)``.
+        Maps ``(member, sample, inputs.out_features)`` to ``(member, sample, class)``.
+    n_members : int
     """
 
-    def __init__(self, inputs: TabularInput, body: nn.Module) -> None:
+    def __init__(self, inputs: TabularInput, body: nn.Module, n_members: int) -> None:
         super().__init__()
         self.inputs = inputs
         self.body = body
+        self.n_members = n_members
 
     def forward(self, x: Tensor) -> Tensor:
         """Map encoded rows ``([member,] sample, feature)`` to logits ``(member, sample, class)``."""
-        return self._with_members(self.body(self._read(x)))
+        logits: Tensor = self.body(self._read(x))
+        return logits
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the penultimate features, ``(member, sample, width)``."""
-        return self._with_members(self.body.embed(self._read(x)))  # type: ignore[operator]
+        features: Tensor = self.body.embed(self._read(x))  # type: ignore[operator]
+        return features
 
     def _read(self, x: Tensor) -> Tensor:
-        shared = x.ndim == 3 and x.shape[0] == 1
-        read: Tensor = self.inputs(x.squeeze(0) if shared else x)
-        return read
-
-    def _with_members(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(0) if x.ndim == 2 else x
+        read: Tensor = self.inputs(x)
+        return read.expand(self.n_members, *read.shape[-2:])
 
     @torch.no_grad()
     def reset_members(self, seeds: Sequence[int]) -> None:
@@ -211,6 +209,7 @@ class Network(nn.Module):
 
     def keep_members(self, n: int) -> None:
         """Drop all members but the first ``n``."""
+        self.n_members = n
         if isinstance(self.body, ModuleMembers):
             self.body.members = self.body.members[:n]
         stacked = self.inputs if isinstance(self.body, ModuleMembers) else self
