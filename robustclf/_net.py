@@ -105,7 +105,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-class RobustNet(NeuralNetClassifier):  # type: ignore[misc]
+class RobustNet(NeuralNetClassifier):
     """A skorch net that trains a stack of members with a loss and strategies.
 
     Parameters
@@ -124,6 +124,11 @@ class RobustNet(NeuralNetClassifier):  # type: ignore[misc]
     **kwargs
         As :class:`skorch.NeuralNet`.
     """
+
+    module_: Network
+    criterion_: Criterion
+    optimizer_: Any
+    device: str
 
     def __init__(
         self,
@@ -176,7 +181,7 @@ class RobustNet(NeuralNetClassifier):  # type: ignore[misc]
         for name, p in named_parameters:
             member = int(name.split(".")[2]) if name.startswith("body.members.") else None
             decays = p.ndim >= 2 and "weight" in name.rpartition(".")[2]
-            group = {"stacked": member is None, "member": member or 0}
+            group: dict[str, Any] = {"stacked": member is None, "member": member or 0}
             group |= {"params": [], "weight_decay": decay if decays else 0.0}
             groups.setdefault((decays, member), group)["params"].append(p)
         return (list(groups.values()),), kwargs
@@ -201,7 +206,7 @@ class RobustNet(NeuralNetClassifier):  # type: ignore[misc]
             weighted = batch.weight * loss
             for strategy in self._listening["penalty"]:
                 weighted = weighted + strategy.penalty(self, batch, logits)
-            value = weighted.mean(-1).sum()  # the mean over samples; each member has its own
+            value: Tensor = weighted.mean(-1).sum()  # over samples; each member has its own mean
             value.backward()
             if self._listening["on_grad_computed"]:
                 parameters = list(self.module_.named_parameters())
@@ -260,8 +265,10 @@ class RobustNet(NeuralNetClassifier):  # type: ignore[misc]
         if self.optimizer_ is None:
             self._initialize_optimizer()
         epochs = self.max_epochs if epochs is None else epochs
-        data = {"dataset_train": Subset(Dataset(X.x, X.y), X.rows)}
-        data["dataset_valid"] = None if X.x_valid is None else Dataset(X.x_valid, X.y_valid)
+        data: dict[str, Any] = {
+            "dataset_train": Subset(Dataset(X.x, X.y), X.rows),  # type: ignore[arg-type]
+            "dataset_valid": None if X.x_valid is None else Dataset(X.x_valid, X.y_valid),
+        }
         try:
             for epoch in range(epochs):
                 self.notify("on_epoch_begin", **data)
@@ -335,7 +342,7 @@ class RobustNet(NeuralNetClassifier):  # type: ignore[misc]
     def to_device(self, x: Any) -> Tensor:
         """Make a dense tensor of encoded rows on the device of the network."""
         if not isinstance(x, Tensor):
-            x = torch.from_numpy(x.toarray() if sparse.issparse(x) else x)
+            x = torch.from_numpy(x if isinstance(x, np.ndarray) else x.toarray())
         moved: Tensor = x.to(self.device, self.dtype)
         return moved
 
@@ -411,10 +418,10 @@ def out_of_fold(net: RobustNet, data: TrainingSet, folds: Tensor) -> NDArray[Any
     proba : ndarray of shape (sample, class)
     """
     k = int(folds.max()) + 1
-    parts = []
+    parts: list[Tensor] = []
     for logits in net.logits(data.x, oof=True):
         p = logits[net.n_members :].softmax(-1).unflatten(0, (k, -1)).mean(1)
-        start = sum(map(len, parts))
+        start = sum(len(part) for part in parts)
         fold = folds[start : start + p.shape[1]].to(p.device)
         own = p[fold.clamp_min(0), torch.arange(len(fold), device=p.device)]
         parts.append(torch.where((fold >= 0)[:, None], own, p.mean(0)))
@@ -457,12 +464,13 @@ def check_precision(precision: str, device: str) -> None:
     check_known("precision", [precision], ["float32", "float64", "bf16"])
     if precision == "bf16":
         on_cuda = torch.device(device).type == "cuda"
-        if not (torch.cuda.is_bf16_supported() if on_cuda else torch.cpu.get_capabilities().get("avx512_bf16")):
-            raise ValueError(f"precision='bf16' needs hardware that has it, and {device!r} has not.")
+        cpu = torch.cpu.get_capabilities()
+        if not (torch.cuda.is_bf16_supported() if on_cuda else cpu.get("avx512_bf16")):
+            raise ValueError(f"precision='bf16' needs hardware with it, and {device!r} has none.")
 
 
-class Progress(Callback):  # type: ignore[misc]
-    """A progress bar over epochs with the loss and the accuracy on held-out or training rows."""
+class Progress(Callback):
+    """A progress bar over epochs, with the loss and the accuracy on held-out or training labels."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -471,8 +479,21 @@ class Progress(Callback):  # type: ignore[misc]
         """Open the bar."""
         self.bar_ = tqdm(total=self.epochs, unit="epoch")
 
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        """Show the last epoch."""
+    def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
+        """Start counting right predictions."""
+        self.right_: list[Tensor] = []
+
+    def on_batch_end(
+        self, net: Any, batch: Any = None, training: Any = None, **kwargs: Any
+    ) -> None:
+        """Compare the predictions of a training step with its labels."""
+        if training:
+            labels = batch.target.argmax(-1) if batch.target.is_floating_point() else batch.target
+            self.right_.append((kwargs["y_pred"].argmax(-1) == labels).float().flatten())
+
+    def on_epoch_end(self, net: Any, *args: Any, **kwargs: Any) -> None:
+        """Show the epoch."""
+        net.history.record("train_acc", torch.cat(self.right_).mean().item())
         last = net.history[-1]
         accuracy = last.get("valid_acc", last["train_acc"])
         self.bar_.set_postfix(loss=f"{last['train_loss']:.4f}", accuracy=f"{accuracy:.3f}")
@@ -481,4 +502,4 @@ class Progress(Callback):  # type: ignore[misc]
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Close the bar."""
         self.bar_.close()
-        del self.bar_
+        del self.bar_, self.right_

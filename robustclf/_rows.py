@@ -17,9 +17,7 @@ from sklearn.utils.validation import check_array
 def as_labels(y: Any) -> NDArray[Any]:
     """Return labels as a vector, refusing missing and continuous ones."""
     if y is None:
-        raise ValueError(
-            "RobustClassifier requires y to be passed, but the target y is None."
-        )
+        raise ValueError("RobustClassifier requires y to be passed, but the target y is None.")
     labels: NDArray[Any] = column_or_1d(np.asarray(y), warn=True)
     if labels.dtype.kind == "O":
         missing = np.array([v is None or v != v or str(v) == "<NA>" for v in labels], dtype=bool)
@@ -36,12 +34,14 @@ def as_labels(y: Any) -> NDArray[Any]:
 
 
 def encode_labels(y: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
-    """Number labels by their place in the sorted ``classes``."""
+    """Return the place of each label in the sorted ``classes``."""
     codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)
     unknown = classes[codes] != y
     if unknown.any():
         extra = np.unique(y[unknown])
-        raise ValueError(f"y contains labels {extra.tolist()} beyond the classes {classes.tolist()}.")
+        raise ValueError(
+            f"y contains labels {extra.tolist()} beyond the classes {classes.tolist()}."
+        )
     return codes.astype(np.int64)
 
 

@@ -41,7 +41,6 @@ from robustclf.optimizers import check_optimizer, fused, get_optimizer
 from robustclf.preprocessing import TabularEncoder
 from robustclf.strategies import Strategy, make_strategy
 
-
 BIN_ROWS = 10_000  # rows that the bins of a piecewise-linear embedding are quantiles of
 SAMPLES_SEEN = 60_000  # by max_epochs="auto", between 20 and 150 epochs
 
@@ -58,8 +57,115 @@ class Method:
     peers: int
 
 
-class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """DOC."""
+class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
+    r"""Classifier for tables with wrong labels: a stack of networks with a robust loss.
+
+    Training minimises, with f the network, t the targets, w the weights and R a penalty,
+
+    .. math:: \frac{1}{n} \sum_i w_i \, \ell(f(x_i), t_i) + R .
+
+    ``loss`` chooses :math:`\ell`, ``strategy`` edits t, w, R or the rows, ``optimizer`` takes the
+    step; any of them goes with any other. A part named by an alias takes parameters of its own
+    after two underscores: ``RobustClassifier(loss="gce", loss__q=0.5)``.
+
+    Parameters
+    ----------
+    loss : str or Loss, default="gce"
+        One of :func:`list_losses`, or an instance such as ``2 * make_loss("nce") +
+        make_loss("mae")``.
+    strategy : str, Strategy, list of them or None, default=None
+        One of :func:`list_strategies`, an instance, or several that act in their order.
+    n_members : int, default=1
+        Networks trained side by side; their mean probability is the prediction. Rounded up to what
+        a strategy trains together (co-teaching: pairs).
+    cross_fit : int or None, default=None
+        Number of folds k. The same fit then trains further members, each without one fold, for
+        ``oof_proba_`` and ``label_quality_``. Predictions do not change.
+    module : {"mlp", "resnet"}, torch module class or module, default="mlp"
+        A class is called as ``module(n_inputs, n_classes, **module__params)``; a module maps
+        ``(sample, n_inputs)`` to ``(sample, n_classes)`` and is copied.
+    hidden : sequence of int, default=(256, 256)
+        Widths of the hidden layers.
+    activation : str or callable, default="relu"
+        ``"relu"``, ``"gelu"``, ``"silu"``, ``"selu"``, ``"elu"``, ``"mish"``, ``"tanh"``,
+        ``"leaky_relu"``.
+    dropout : float in [0, 1), default=0.0
+        Probability of setting a hidden unit to zero.
+    numeric_embedding : {None, "periodic", "piecewise_linear"}, default=None
+        How numbers enter the network besides as themselves.
+    preprocess : {"auto", None} or transformer, default="auto"
+        ``"auto"`` is :class:`~robustclf.preprocessing.TabularEncoder`; None takes numbers as they
+        are.
+    categorical_features : "from_dtype", None or list of str, int or bool, default="from_dtype"
+        Columns that are categories; ``"from_dtype"`` finds text and categorical columns.
+    optimizer : str or optimizer class, default="adamw"
+        ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``, ``"sam"`` or a
+        class of torch; parameters as in ``optimizer__rho``.
+    lr : float, default=0.005
+        Peak learning rate.
+    weight_decay : float, default=0.01
+        Decay of the weights, not of the biases.
+    lr_schedule : {"one_cycle", "cosine", "constant"}, callable or None, default="one_cycle"
+        A callable maps the time in [0, 1] to a factor of ``lr``; None leaves the rate to a
+        callback.
+    max_epochs : int or "auto", default="auto"
+        ``"auto"`` sees 60,000 rows, in at least 20 and at most 150 epochs.
+    batch_size : int or "auto", default="auto"
+        Rows of a step; ``"auto"`` is 128. Data that fit in one batch are trained in float64.
+    early_stopping : bool or int, default=False
+        Restore the weights of the epoch with the best accuracy on held-out rows; an integer also
+        stops after so many epochs without a better one.
+    validation_fraction : float in (0, 1), default=0.1
+        Share of rows held out by ``early_stopping``, stratified.
+    class_weight : dict, "balanced" or None, default=None
+        Weight of each class, times ``sample_weight``.
+    device : str, default="auto"
+        ``"auto"`` is CUDA where there is one, else the CPU.
+    precision : {"float32", "float64", "bf16"}, default="float32"
+        ``"bf16"`` runs the network in bfloat16 where the hardware has it, the rest in float32.
+    random_state : int, RandomState or None, default=None
+        Governs the whole fit; no global generator of torch is read or changed.
+    verbose : int, default=0
+        1 shows a progress bar with epoch, loss and accuracy.
+    callbacks : list of skorch callbacks or None, default=None
+    **params
+        Parameters of the parts: ``loss__q``, ``strategy__alpha``, ``optimizer__rho``, ...
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Where X has column names that are all strings.
+    net_ : skorch.NeuralNet
+        The fitted net; ``net_.module_`` is the stack of networks.
+    history_ : skorch.History
+        Per epoch: ``train_loss``, ``lr``, ``dur`` and, with held-out rows, ``valid_acc``.
+    encoder_ : transformer or None
+    oof_proba_ : ndarray of shape (n_samples, n_classes)
+        With ``cross_fit``: probabilities by members that did not train on the row.
+    label_quality_ : ndarray of shape (n_samples,)
+        With ``cross_fit``: out-of-fold probability of the given label; low for a wrong one.
+
+    References
+    ----------
+    Zhang, Sabuncu. Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy
+    Labels. NeurIPS 2018. arXiv:1805.07836.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from robustclf import RobustClassifier
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> noisy = y.copy()
+    >>> noisy[::5] = 1 - noisy[::5]  # 20 % wrong labels
+    >>> clf = RobustClassifier(cross_fit=5, random_state=0).fit(X, noisy)
+    >>> bool(clf.score(X, y) > 0.93)
+    True
+    >>> worst = clf.label_quality_.argsort()[:50]
+    >>> bool((noisy[worst] != y[worst]).mean() > 0.9)
+    True
+    """
 
     _parts = ("loss", "strategy", "optimizer", "module")
 
@@ -257,7 +363,9 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):  # ty
         """Build and check what the parameters name, before anything is computed."""
         _check_classes(classes)
         loss = make_loss(self.loss, **self._part_params("loss"))
-        listed = self.strategy if isinstance(self.strategy, list | tuple) else [self.strategy]
+        listed: Sequence[Any] = (
+            self.strategy if isinstance(self.strategy, list | tuple) else [self.strategy]
+        )
         params = self._part_params("strategy")
         if params and len(listed) > 1:
             raise ValueError(
@@ -339,7 +447,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):  # ty
         if self.verbose:
             callbacks.append(Progress(max_epochs))
         if self.early_stopping:
-            patience = max_epochs if self.early_stopping is True else self.early_stopping
+            patience = max_epochs + 1 if self.early_stopping is True else self.early_stopping
             callbacks.append(
                 EarlyStopping(
                     "valid_acc", patience, lower_is_better=False, sink=_silent, load_best=True

@@ -78,7 +78,7 @@ class SAM(Optimizer):
         self.state = self.base.state
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Evaluate ``closure`` twice and take one step of the base optimiser."""
         if closure is None:
             raise TypeError("SAM evaluates the loss twice: call step(closure).")
@@ -145,7 +145,11 @@ def get_optimizer(optimizer: str | type[Optimizer]) -> type[Optimizer]:
     >>> get_optimizer("sgd").__name__
     'SGD'
     """
-    return optimizer if isinstance(optimizer, type) else OPTIMIZERS.get(optimizer)
+    if isinstance(optimizer, type):
+        return optimizer
+    kind = OPTIMIZERS.get(optimizer)
+    assert isinstance(kind, type)
+    return kind
 
 
 def fused(optimizer: str | type[Optimizer], device: str) -> dict[str, bool]:

@@ -26,7 +26,7 @@ _FAR = 1e18  # its square is finite, and its smooth clip is 3 to the last digit
 _MAX, _TINY = float(np.finfo(np.float64).max), 5e-324
 
 
-class TabularEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc, unused-ignore]
+class TabularEncoder(TransformerMixin, BaseEstimator):
     r"""Encode numbers robustly and categories as indicators or codes, in one float array.
 
     A number is centred and scaled by quantiles, which wrong or extreme rows hardly move, and then
@@ -374,26 +374,26 @@ class TabularEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc, unu
         data = np.empty(X.nnz, self.dtype)
         for start in range(0, X.nnz, _CHUNK):
             part = slice(start, start + _CHUNK)
-            _smooth_clip(X.data[part], 0.0, self.scale_[X.indices[part]], data[part])
+            _smooth_clip(X.data[part], np.float64(0), self.scale_[X.indices[part]], data[part])
         return type(X)((data, X.indices.copy(), X.indptr.copy()), shape=X.shape)
 
 
 def _smooth_clip(x: NDArray[Any], center: Any, scale: Any, out: NDArray[Any]) -> bool:
     """Write z / sqrt(1 + (z / 3)^2) for z = (x - center) / scale; tell if all is plainly finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        z = np.subtract(x, center, dtype=np.float64)
+        z = x - center  # float64, as the center is
         z /= scale
         root = z * z
         root += 9
         # one sum of positive numbers sees NaN, infinity and every square that overflows
         finite = isfinite(np.add.reduce(root, axis=None))
         if not finite:
-            z = np.clip(np.subtract(x, center, dtype=np.float64), -_MAX, _MAX) / scale
+            z = np.clip(x - center, -_MAX, _MAX) / scale
             np.clip(z, -_FAR, _FAR, out=z)
             root = z * z + 9
         np.sqrt(root, out=root)
         z *= 3
-        np.divide(z, root, out=out, casting="same_kind")
+        np.divide(z, root, out=out)
     return finite
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import nn
 from torch.nn import functional as F
 
-from robustclf._registry import Registry
+from robustclf._registry import Registry, check_known
 from robustclf.modules._layers import (
     Activation,
     MemberLayerNorm,
@@ -41,9 +40,9 @@ MODULES = Registry("module", nn.Module)
 MODULES.register("mlp")(MLP)
 MODULES.register("resnet")(ResNet)
 
-ACTIVATIONS = Registry("activation", Callable)
-for _name in ("relu", "gelu", "silu", "selu", "elu", "mish", "tanh", "leaky_relu"):
-    ACTIVATIONS.register(_name)(torch.tanh if _name == "tanh" else getattr(F, _name))
+ACTIVATIONS: dict[str, Activation] = {"tanh": torch.tanh} | {
+    name: getattr(F, name) for name in ("relu", "gelu", "silu", "selu", "elu", "mish", "leaky_relu")
+}
 
 EMBEDDINGS = Registry("numeric_embedding", nn.Module)
 EMBEDDINGS.register("periodic")(PeriodicEmbedding)
@@ -75,7 +74,7 @@ def make_embedding(
         return None
     if kind is PeriodicEmbedding:
         return PeriodicEmbedding(n_members, numbers.shape[1])
-    rows = numbers.toarray() if sparse.issparse(numbers) else numbers
+    rows = numbers if isinstance(numbers, np.ndarray) else numbers.toarray()
     edges = np.quantile(rows, np.linspace(0, 1, n_bins + 1), axis=0)
     return PiecewiseLinearEmbedding(torch.from_numpy(edges))
 
@@ -115,14 +114,18 @@ def make_network(
     """
     if isinstance(module, str):
         kind = MODULES.get(module)
-        function = ACTIVATIONS.get(activation) if isinstance(activation, str) else activation
+        if isinstance(activation, str):
+            check_known("activation", [activation], ACTIVATIONS)
+            activation = ACTIVATIONS[activation]
         body = kind(
-            n_members, inputs.out_features, n_classes, tuple(hidden), function, dropout, **params
+            n_members, inputs.out_features, n_classes, tuple(hidden), activation, dropout, **params
         )
     else:
         body = ModuleMembers(
-            [_build(module, i, inputs.out_features, n_classes, seeds[i], params)
-             for i in range(n_members)]
+            [
+                _build(module, i, inputs.out_features, n_classes, seeds[i], params)
+                for i in range(n_members)
+            ]
         )
     network = Network(inputs, body, n_members)
     network.reset_members(seeds)
@@ -143,6 +146,6 @@ def _build(
     network = copy.deepcopy(module)
     if member:
         for layer in network.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+            if callable(reset := getattr(layer, "reset_parameters", None)):
+                reset()
     return network

@@ -1,4 +1,4 @@
-"""Layers with a member axis: parameters are ``(member, ...)``, activations ``(member, sample, k)``."""
+"""Layers with a member axis: parameters ``(member, ...)``, activations ``(member, sample, k)``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 
-class MemberLinear(nn.Module):
+class MemberLayer(nn.Module):
+    """A layer whose parameters are drawn one member at a time."""
+
+    def reset_member(self, member: int, generator: Generator) -> None:
+        """Draw the parameters of one member."""
+        raise NotImplementedError
+
+
+class MemberLinear(MemberLayer):
     """One affine map per member, ``x_m @ W_m + b_m``, as one batched product.
 
     Parameters
@@ -59,7 +67,7 @@ class MemberLayerNorm(nn.Module):
         return torch.addcmul(self.shift, F.layer_norm(x, x.shape[-1:]), self.scale)
 
 
-class CategoryEmbedding(nn.Module):
+class CategoryEmbedding(MemberLayer):
     """One embedding table per member for a column of category codes.
 
     Parameters
@@ -83,7 +91,7 @@ class CategoryEmbedding(nn.Module):
         return torch.take_along_dim(self.weight, code.unsqueeze(-1), dim=1)
 
 
-class PeriodicEmbedding(nn.Module):
+class PeriodicEmbedding(MemberLayer):
     r"""Periodic features of each number, densely mixed, next to the number itself (PBLD).
 
     .. math:: x_j \mapsto \left(x_j,\; A_j^\top \cos(2 \pi w_j x_j + b_j)\right)

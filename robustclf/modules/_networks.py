@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustclf.modules._layers import Activation, MemberLayerNorm, MemberLinear, TabularInput
+from robustclf.modules._layers import (
+    Activation,
+    MemberLayer,
+    MemberLayerNorm,
+    MemberLinear,
+    TabularInput,
+)
 
 
 class MLP(nn.Module):
@@ -42,9 +49,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_features, *hidden]
-        self.layers = nn.ModuleList(
-            MemberLinear(n_members, i, o) for i, o in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(MemberLinear(n_members, i, o) for i, o in pairwise(widths))
         self.head = MemberLinear(n_members, widths[-1], n_classes, gain=math.sqrt(1 / 3))
         self.activation = activation
         self.dropout = dropout
@@ -182,7 +187,7 @@ class Network(nn.Module):
         self.n_members = n_members
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map encoded rows ``([member,] sample, feature)`` to logits ``(member, sample, class)``."""
+        """Map ``([member,] sample, feature)`` to logits ``(member, sample, class)``."""
         logits: Tensor = self.body(self._read(x))
         return logits
 
@@ -204,7 +209,7 @@ class Network(nn.Module):
         for member, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
             for layer in self.modules():
-                if hasattr(layer, "reset_member"):
+                if isinstance(layer, MemberLayer):
                     layer.reset_member(member, generator)
 
     def keep_members(self, n: int) -> None:

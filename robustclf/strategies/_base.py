@@ -52,7 +52,7 @@ class Batch:
         return one_hot.to(self.weight.dtype)
 
 
-class Strategy(BaseEstimator, Callback):  # type: ignore[misc]
+class Strategy(BaseEstimator, Callback):
     """An edit of one place of the training formula; every hook is an identity by default.
 
     ========== ===================================== ===========================================

@@ -82,4 +82,5 @@ class CoTeaching(Strategy):
         kept = weight * (rank < n_kept)
         # the same total weight as before, so that the step is the mean over the kept rows
         total = kept.sum(-1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)
-        return kept * (weight.sum(-1, keepdim=True) / total)
+        normalised: Tensor = kept * (weight.sum(-1, keepdim=True) / total)
+        return normalised
