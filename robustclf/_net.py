@@ -76,7 +76,7 @@ class TrainingSet:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, np.ndarray):
-                value = torch.from_numpy(value)
+                value = _tensor(value)
             if isinstance(value, Tensor):
                 dtype = net.dtype if value.is_floating_point() else value.dtype
                 setattr(self, field.name, value.to(net.device, dtype))
@@ -95,13 +95,21 @@ class TrainingSet:
 def _one_cycle(t: float, warm_up: float = 0.1) -> float:
     if t < warm_up:
         return 0.04 + 0.96 * t / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (t - warm_up) / (1 - warm_up)))
+    return _cosine((t - warm_up) / (1 - warm_up))
+
+
+def _cosine(t: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * t))
+
+
+def _constant(t: float) -> float:
+    return 1.0
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "one_cycle": _one_cycle,
-    "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
-    "constant": lambda t: 1.0,
+    "cosine": _cosine,
+    "constant": _constant,
 }
 
 
@@ -342,7 +350,7 @@ class RobustNet(NeuralNetClassifier):
     def to_device(self, x: Any) -> Tensor:
         """Make a dense tensor of encoded rows on the device of the network."""
         if not isinstance(x, Tensor):
-            x = torch.from_numpy(x if isinstance(x, np.ndarray) else x.toarray())
+            x = _tensor(x if isinstance(x, np.ndarray) else x.toarray())
         moved: Tensor = x.to(self.device, self.dtype)
         return moved
 
@@ -384,6 +392,11 @@ class RobustNet(NeuralNetClassifier):
         if not device_exists(self.device):
             self.device = "cpu"
         self.module_.to(self.device)
+
+
+def _tensor(x: NDArray[Any]) -> Tensor:
+    """Share the memory of ``x``, or copy it where torch cannot: read-only or backwards."""
+    return torch.from_numpy(np.require(x, requirements=["C", "W"]))
 
 
 def device_exists(device: str) -> bool:

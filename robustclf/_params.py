@@ -79,8 +79,9 @@ class NestedParamsMixin:
             same = value is former or (isinstance(value, str) and value == former)
             for name in () if same else self._part_params(part):
                 delattr(self, f"{part}__{name}")
-            if not hasattr(value, "get_params") or isinstance(value, type):
-                for key in [k for k in params if k.startswith(f"{part}__")]:
+            for key in [k for k in params if k.startswith(f"{part}__")]:
+                alias = not hasattr(value, "get_params") or isinstance(value, type)
+                if alias or key in vars(self):
                     setattr(self, key, params.pop(key))
         super().set_params(**params)  # type: ignore[misc]
         return self

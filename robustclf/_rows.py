@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import column_or_1d
+from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array
@@ -28,6 +28,11 @@ def as_labels(y: Any) -> NDArray[Any]:
         raise ValueError(
             f"Input y contains NaN or None in {len(rows)} of {len(labels)} rows (first: row "
             f"{rows[0]}). Drop these rows; a label that is only doubtful can stay."
+        )
+    if labels.dtype.kind == "f" and np.isinf(labels).any():
+        raise ValueError(
+            f"Input y contains infinity in {np.isinf(labels).sum()} of {len(labels)} rows (first: "
+            f"row {np.isinf(labels).argmax()})."
         )
     check_classification_targets(labels)
     return labels
@@ -126,6 +131,8 @@ class Rows:
         cross_fit: int | None = None,
     ) -> Rows:
         """Drop the rows of weight zero, hold a part out, deal the rest to folds."""
+        # drawn whether used or not, so that cross-fitting leaves all other draws as they are
+        of_folds = check_random_state(rng.randint(2**31 - 1))
         trained = np.arange(len(codes)) if weight is None else np.flatnonzero(weight)
         held = None
         if hold_out:
@@ -139,7 +146,7 @@ class Rows:
                 f"{len(trained)}."
             )
         folds = np.full(len(codes), -1)
-        folds[trained] = stratified_folds(codes[trained], cross_fit, rng)
+        folds[trained] = stratified_folds(codes[trained], cross_fit, of_folds)
         return cls(codes, weight, trained, held, folds)
 
     def member_weights(self, n_members: int, peers: int) -> NDArray[np.float64]:

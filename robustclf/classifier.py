@@ -160,7 +160,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     >>> noisy = y.copy()
     >>> noisy[::5] = 1 - noisy[::5]  # 20 % wrong labels
     >>> clf = RobustClassifier(cross_fit=5, random_state=0).fit(X, noisy)
-    >>> bool(clf.score(X, y) > 0.93)
+    >>> bool(clf.score(X, y) > 0.9)
     True
     >>> worst = clf.label_quality_.argsort()[:50]
     >>> bool((noisy[worst] != y[worst]).mean() > 0.9)
@@ -285,6 +285,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         check_consistent_length(X, labels)
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val go together: give both or neither.")
+        if X_val is not None:
+            check_consistent_length(X_val, as_labels(y_val))
         method = self._method(np.unique(labels))
         rng = check_random_state(self.random_state)
         codes = encode_labels(labels, method.classes)
@@ -292,6 +294,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         hold_out = self.validation_fraction if self.early_stopping and X_val is None else 0.0
         rows = Rows.plan(codes, weight, rng, hold_out, self.cross_fit)
         _check_classes(method.classes[np.unique(codes[rows.trained])])
+        for name in ("feature_names_in_", "oof_proba_", "label_quality_"):  # of a former fit
+            self.__dict__.pop(name, None)
         with seeded(rng.randint(2**31 - 1), method.device):
             x = self._fit_encoder(X, weight)
             net = self._make_net(x, rows, method, rng)
@@ -352,9 +356,9 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         with seeded(rng.randint(2**31 - 1), method.device):
             x = self._fit_encoder(X, weight) if first else self._encode(X)
             if first:
-                self.net_ = self._make_net(x, rows, method, rng).set_params(schedule=None)
-                self.net_.initialize()
+                self.net_ = self._make_net(x, rows, method, rng).initialize()
                 self.history_, self.classes_ = self.net_.history, known
+            self.net_.schedule = None
             data = self._training_set(x, rows, self.net_)
             self.net_.partial_fit(data.to(self.net_), None, epochs=1)
         return self
@@ -411,7 +415,11 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         precision = "float64" if tiny else self.precision
         schedule = self.lr_schedule
         optimizer_params = self._part_params("optimizer")
-        optimizer_params = fused(self.optimizer, method.device) | optimizer_params
+        optimizer_params = (
+            {"weight_decay": self.weight_decay}
+            | fused(self.optimizer, method.device, optimizer_params)
+            | optimizer_params
+        )
         return RobustNet(
             network,
             n_members=method.n_members,
@@ -425,7 +433,6 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             criterion__n_classes=len(method.classes),
             optimizer=get_optimizer(self.optimizer),
             lr=self.lr,
-            optimizer__weight_decay=self.weight_decay,
             batch_size=batch_size,
             max_epochs=max_epochs,
             callbacks=self._net_callbacks(max_epochs),
@@ -493,8 +500,10 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
     def _encode(self, X: Any) -> Any:
         if self.encoder_ is None:
-            return validate_data(self, X, accept_sparse="csr", dtype=np.float32, reset=False)
-        return self.encoder_.transform(X)
+            dtypes = [np.float64, np.float32]
+            return validate_data(self, X, accept_sparse="csr", dtype=dtypes, reset=False)
+        x = self.encoder_.transform(X)
+        return x if sparse.issparse(x) else np.asarray(x)
 
     # Prediction ---------------------------------------------------------------------------------
 

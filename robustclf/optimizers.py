@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from robustclf._registry import Registry, check_known
@@ -97,17 +95,20 @@ class SAM(Optimizer):
     def _climb(self) -> None:
         """Move to the worst point of the neighbourhood, to first order."""
         trained = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
-        squared: dict[Any, Tensor | float] = defaultdict(float)
+        if not trained:
+            return
+        n = max(p.shape[0] if g["stacked"] else g["member"] + 1 for g, p in trained)
+        squared = trained[0][1].new_zeros(n)
         for group, p in trained:
             square = p.grad.square()
-            key = "stacked" if group["stacked"] else group["member"]
-            squared[key] = squared[key] + (
-                square.flatten(1).sum(1) if group["stacked"] else square.sum()
-            )
-        scale = {key: self.rho / (torch.as_tensor(s).sqrt() + 1e-12) for key, s in squared.items()}
+            if group["stacked"]:
+                squared += square.flatten(1).sum(1)
+            else:
+                squared[group["member"]] += square.sum()
+        scale = self.rho / (squared.sqrt() + 1e-12)
         for group, p in trained:
             if group["stacked"]:
-                p.add_(p.grad * scale["stacked"].view(-1, *[1] * (p.ndim - 1)))
+                p.add_(p.grad * scale.view(-1, *[1] * (p.ndim - 1)))
             else:
                 p.add_(p.grad * scale[group["member"]])
 
@@ -152,10 +153,10 @@ def get_optimizer(optimizer: str | type[Optimizer]) -> type[Optimizer]:
     return kind
 
 
-def fused(optimizer: str | type[Optimizer], device: str) -> dict[str, bool]:
+def fused(optimizer: str | type[Optimizer], device: str, params: dict[str, Any]) -> dict[str, bool]:
     """Return ``{"fused": True}`` where torch updates all parameters in one kernel."""
     kind = get_optimizer(optimizer)
-    kind = torch.optim.AdamW if kind is SAM else kind
+    kind = get_optimizer(params.get("base", "adamw")) if kind is SAM else kind
     has_kernel = kind in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
     return {"fused": True} if has_kernel and torch.device(device).type in ("cpu", "cuda") else {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,8 @@ def make_network(
     """
     if isinstance(module, str):
         kind = MODULES.get(module)
+        allowed = list(signature(kind).parameters)[6:]
+        check_known(f"parameter of module {module!r}", params, allowed)
         if isinstance(activation, str):
             check_known("activation", [activation], ACTIVATIONS)
             activation = ACTIVATIONS[activation]

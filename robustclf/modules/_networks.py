@@ -109,6 +109,8 @@ class ResNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not hidden:
+            raise ValueError("module 'resnet' needs at least one entry in hidden, got none.")
         width = hidden[0]
         self.stem = MemberLinear(n_members, in_features, width, gain=1.0)
         self.norms = nn.ModuleList(MemberLayerNorm(n_members, width) for _ in (*hidden, width))

@@ -59,8 +59,7 @@ class Mixup(Strategy):
 
     def on_batch(self, net: Any, batch: Batch) -> Batch:
         """Mix every row with a partner of the same batch."""
-        concentration = torch.tensor(float(self.alpha))
-        lam = float(torch.distributions.Beta(concentration, concentration).sample())
+        lam = _symmetric_beta(float(self.alpha))
         n = batch.index.shape[0]
         mixing = Mixing(lam, torch.randperm(n, device=batch.index.device), batch.x)
         x = mixing(batch.x)
@@ -76,3 +75,15 @@ class Mixup(Strategy):
         weight = target.sum(-1)
         target = target / weight.unsqueeze(-1).clamp_min(torch.finfo(weight.dtype).tiny)
         return Batch(x, target, weight, batch.index, mixing)
+
+
+def _symmetric_beta(alpha: float) -> float:
+    """Draw from Beta(alpha, alpha) through logarithms of gamma variates.
+
+    ``torch.distributions.Beta`` gives 1/2 where both gamma variates underflow, which is the rule
+    for a small alpha and the opposite of what it should give.
+    """
+    ones = torch.ones(2, dtype=torch.float64)
+    larger = torch.distributions.Gamma(alpha + ones, ones).sample()
+    log_gamma = larger.log() + torch.rand_like(ones).log() / alpha
+    return float(torch.sigmoid(log_gamma[0] - log_gamma[1]))

@@ -80,7 +80,7 @@ class EarlyLearningRegularization(Strategy):
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Forget the averages: they belong to the rows of one fit."""
-        self.average_ = X.x.new_zeros((net.n_stacked, len(X.x), net.n_classes))
+        self.average_ = X.weight.new_zeros((net.n_stacked, len(X.y), net.n_classes))
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Free the averages: a fitted model holds nothing per training row."""

@@ -1,0 +1,123 @@
+"""Small data, and a stack of networks trained without the classifier around it."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits, load_iris
+
+from robustclf._net import Criterion, RobustNet, TrainingSet
+from robustclf.losses import make_loss
+from robustclf.modules import TabularInput, make_network
+from robustclf.optimizers import get_optimizer
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def iris():
+    return load_iris(return_X_y=True)
+
+
+@pytest.fixture(scope="session")
+def binary(iris):
+    X, y = iris
+    return X[:100], np.array(["no", "yes"])[y[:100]]
+
+
+@pytest.fixture(scope="session")
+def noisy_digits():
+    """Rows, labels of which 20 % are wrong, and which those are."""
+    X, y = load_digits(return_X_y=True)
+    X, y = X[:1000], y[:1000]
+    rng = np.random.default_rng(0)
+    flipped = rng.random(len(y)) < 0.2
+    wrong = (y + rng.integers(1, 10, len(y))) % 10
+    return X, np.where(flipped, wrong, y), flipped
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """Rows, labels of three classes and weights of mean one, as tensors in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(24, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (24,), generator=generator)
+    weight = torch.rand(1, 24, generator=generator, dtype=torch.float64)
+    return x, y, weight / weight.mean()
+
+
+@pytest.fixture(scope="session")
+def train():
+    """Return a function that trains a stack of networks and returns the net."""
+
+    def fit(
+        x,
+        y,
+        *,
+        seeds=(1,),
+        weight=None,
+        loss="ce",
+        strategies=(),
+        optimizer="sgd",
+        lr=0.1,
+        weight_decay=0.0,
+        batch_size=1000,
+        epochs=1,
+        module="mlp",
+        cardinalities=(),
+        n_members=None,
+        precision="float64",
+        shuffle=0,
+        callbacks=(),
+        before=None,
+        **optimizer_params,
+    ):
+        n_dense = x.shape[1] - len(cardinalities)
+        inputs = TabularInput(len(seeds), n_dense, n_dense, cardinalities)
+        network = make_network(
+            module,
+            inputs,
+            len(seeds),
+            3,
+            hidden=(5,),
+            activation="tanh",
+            dropout=0.0,
+            seeds=seeds,
+        )
+        net = RobustNet(
+            network,
+            n_members=len(seeds) if n_members is None else n_members,
+            n_stacked=len(seeds),
+            n_codes=len(cardinalities),
+            strategies=tuple(strategies),
+            precision=precision,
+            criterion=Criterion,
+            criterion__loss=make_loss(loss),
+            criterion__n_classes=3,
+            optimizer=get_optimizer(optimizer),
+            lr=lr,
+            optimizer__weight_decay=weight_decay,
+            batch_size=batch_size,
+            max_epochs=epochs,
+            callbacks=list(callbacks),
+            classes=np.arange(3),
+            verbose=0,
+            train_split=None,
+            **{f"optimizer__{name}": value for name, value in optimizer_params.items()},
+        )
+        weight = torch.ones(1, len(x), dtype=torch.float64) if weight is None else weight
+        net.initialize()
+        if before is not None:
+            before(net)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(shuffle)
+            net.partial_fit(TrainingSet(x, y, weight, torch.arange(len(x))).to(net), None)
+        return net
+
+    return fit
