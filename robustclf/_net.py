@@ -24,10 +24,11 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from robustclf._registry import check_known, closest
-from robustclf.losses import Loss
+from robustclf.losses import CrossEntropy, Loss
 from robustclf.modules import Network
 from robustclf.strategies import Batch, Strategy, overrides
 
+WARM_UP_LOSS = CrossEntropy()
 CHUNK = 16_384  # rows of a forward pass without gradient
 
 
@@ -126,6 +127,8 @@ class RobustNet(NeuralNetClassifier):
         Trailing columns of the encoded rows that are category codes.
     strategies : sequence of Strategy
         Also notified as callbacks, before those of the user.
+    warm_up : float
+        Share of the epochs that minimise the cross entropy before the criterion takes over.
     schedule : callable or None
         Factor of the learning rate at each time in [0, 1] of the fit; None leaves it alone.
     precision : {"float32", "float64", "bf16"}
@@ -133,6 +136,7 @@ class RobustNet(NeuralNetClassifier):
         As :class:`skorch.NeuralNet`.
     """
 
+    _warming = False
     module_: Network
     criterion_: Criterion
     optimizer_: Any
@@ -146,6 +150,7 @@ class RobustNet(NeuralNetClassifier):
         n_stacked: int = 1,
         n_codes: int = 0,
         strategies: tuple[Strategy, ...] = (),
+        warm_up: float = 0.0,
         schedule: Callable[[float], float] | None = None,
         precision: str = "float32",
         **kwargs: Any,
@@ -154,6 +159,7 @@ class RobustNet(NeuralNetClassifier):
         self.n_stacked = n_stacked
         self.n_codes = n_codes
         self.strategies = strategies
+        self.warm_up = warm_up
         self.schedule = schedule
         self.precision = precision
         super().__init__(module, *args, **kwargs)
@@ -208,7 +214,8 @@ class RobustNet(NeuralNetClassifier):
                 logits = self.module_(batch.x).to(batch.weight.dtype)
             if first:
                 self._relabel(batch, logits.detach())
-            loss = self.criterion_(logits, batch.target)
+            criterion = WARM_UP_LOSS if self._warming else self.criterion_
+            loss = criterion(logits, batch.target)
             if first:
                 self._weigh(batch, loss.detach())
             weighted = batch.weight * loss
@@ -295,6 +302,7 @@ class RobustNet(NeuralNetClassifier):
         n_batches = max(1, round(n / self.batch_size))  # of equal size, none tiny at the end
         cuts = [n * k // n_batches for k in range(n_batches + 1)]
         total: Tensor | float = 0.0
+        self._warming = epoch < round(self.warm_up * epochs)
         self.module_.train()
         for start, stop in pairwise(cuts):
             self._set_lr((epoch + start / n) / epochs)

@@ -94,7 +94,7 @@ class Registry(Generic[T]):
         check_known(self.kind, [alias], self.names())
         return self._factories[alias]
 
-    def make(self, what: str | T, **params: Any) -> T:
+    def make(self, what: str | T, /, **params: Any) -> T:
         """Build the object called `what`, or copy the instance `what`, with `params` set.
 
         Raises

@@ -2,59 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
-from skorch.callbacks import EarlyStopping
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 
-from robustclf._net import (
-    CHUNK,
-    SCHEDULES,
-    Criterion,
-    Progress,
-    RobustNet,
-    TrainingSet,
-    check_precision,
-    find_device,
-    mean_softmax,
-    out_of_fold,
-    seeded,
+from robustclf._build import (
+    Method,
+    check_classes,
+    encode,
+    fit_encoder,
+    make_encoder,
+    make_net,
+    training_set,
 )
+from robustclf._net import CHUNK, SCHEDULES, mean_softmax, out_of_fold, seeded
 from robustclf._params import NestedParamsMixin
 from robustclf._rows import Rows, as_labels, encode_labels, row_weights
-from robustclf.losses import Loss, make_loss
-from robustclf.modules import TabularInput, make_embedding, make_network
-from robustclf.optimizers import check_optimizer, fused, get_optimizer
+from robustclf.losses import Loss
 from robustclf.preprocessing import TabularEncoder
-from robustclf.strategies import Strategy, make_strategy
-
-BIN_ROWS = 10_000  # rows that the bins of a piecewise-linear embedding are quantiles of
-SAMPLES_SEEN = 60_000  # by max_epochs="auto", between 20 and 150 epochs
-
-
-@dataclass(frozen=True)
-class Method:
-    """What the parameters of an estimator name, built and checked."""
-
-    classes: NDArray[Any]
-    loss: Loss
-    strategies: tuple[Strategy, ...]
-    device: str
-    n_members: int
-    peers: int
+from robustclf.strategies import Strategy
 
 
 class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
@@ -89,8 +65,9 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     activation : str or callable, default="relu"
         ``"relu"``, ``"gelu"``, ``"silu"``, ``"selu"``, ``"elu"``, ``"mish"``, ``"tanh"``,
         ``"leaky_relu"``.
-    dropout : float in [0, 1), default=0.0
-        Probability of setting a hidden unit to zero.
+    dropout : float in [0, 1) or "auto", default="auto"
+        Probability of setting a hidden unit to zero; ``"auto"`` is 0.3, and 0 for data that fit in
+        one batch.
     numeric_embedding : {None, "periodic", "piecewise_linear"}, default=None
         How numbers enter the network besides as themselves.
     preprocess : {"auto", None} or transformer, default="auto"
@@ -108,10 +85,14 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     lr_schedule : {"one_cycle", "cosine", "constant"}, callable or None, default="one_cycle"
         A callable maps the time in [0, 1] to a factor of ``lr``; None leaves the rate to a
         callback.
+    warm_up : float in [0, 1], default=0.1
+        Share of the epochs that minimise the cross entropy before ``loss`` takes over: a bounded
+        loss from the start may never learn a rare or hard class. 0 trains with ``loss`` alone.
     max_epochs : int or "auto", default="auto"
-        ``"auto"`` sees 60,000 rows, in at least 20 and at most 150 epochs.
+        ``"auto"`` sees 60,000 rows, in at least 40 and at most 150 epochs.
     batch_size : int or "auto", default="auto"
-        Rows of a step; ``"auto"`` is 128. Data that fit in one batch are trained in float64.
+        Rows of a step; ``"auto"`` is 128, more from 25,600 rows on, at most 1,024. Data that fit in
+        one batch are trained in float64.
     early_stopping : bool or int, default=False
         Restore the weights of the epoch with the best accuracy on held-out rows; an integer also
         stops after so many epochs without a better one.
@@ -135,7 +116,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     ----------
     classes_ : ndarray of shape (n_classes,)
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Where X has column names that are all strings.
     net_ : skorch.NeuralNet
         The fitted net; ``net_.module_`` is the stack of networks.
@@ -173,9 +154,10 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         "n_members": [Interval(Integral, 1, None, closed="left")],
         "cross_fit": [None, Interval(Integral, 2, None, closed="left")],
         "hidden": ["array-like"],
-        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "dropout": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
         "lr": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "warm_up": [Interval(Real, 0, 1, closed="both")],
         "lr_schedule": [None, callable, StrOptions(set(SCHEDULES))],
         "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -198,7 +180,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         module: Any = "mlp",
         hidden: Sequence[int] = (256, 256),
         activation: Any = "relu",
-        dropout: float = 0.0,
+        dropout: float | str = "auto",
         numeric_embedding: str | None = None,
         preprocess: Any = "auto",
         categorical_features: Any = "from_dtype",
@@ -206,6 +188,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         lr: float = 0.005,
         weight_decay: float = 0.01,
         lr_schedule: Any = "one_cycle",
+        warm_up: float = 0.1,
         max_epochs: int | str = "auto",
         batch_size: int | str = "auto",
         early_stopping: bool | int = False,
@@ -233,6 +216,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         self.lr = lr
         self.weight_decay = weight_decay
         self.lr_schedule = lr_schedule
+        self.warm_up = warm_up
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.early_stopping = early_stopping
@@ -287,28 +271,29 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             raise ValueError("X_val and y_val go together: give both or neither.")
         if X_val is not None:
             check_consistent_length(X_val, as_labels(y_val))
-        method = self._method(np.unique(labels))
+        method = Method.of(self, np.unique(labels))
         rng = check_random_state(self.random_state)
         codes = encode_labels(labels, method.classes)
         weight = row_weights(sample_weight, self.class_weight, labels)
         hold_out = self.validation_fraction if self.early_stopping and X_val is None else 0.0
         rows = Rows.plan(codes, weight, rng, hold_out, self.cross_fit)
-        _check_classes(method.classes[np.unique(codes[rows.trained])])
-        for name in ("feature_names_in_", "oof_proba_", "label_quality_"):  # of a former fit
-            self.__dict__.pop(name, None)
+        check_classes(method.classes[np.unique(codes[rows.trained])])
+        encoder = make_encoder(self)
+        fitted: dict[str, Any] = {"classes_": method.classes, "encoder_": encoder}
         with seeded(rng.randint(2**31 - 1), method.device):
-            x = self._fit_encoder(X, weight)
-            net = self._make_net(x, rows, method, rng)
-            data = self._training_set(x, rows, net)
+            x = fit_encoder(encoder, X, weight)
+            net = make_net(self, encoder, x, rows, method, rng)
+            data = training_set(x, rows, net, method)
             if X_val is not None:
-                data.x_valid = self._encode(X_val)
+                data.x_valid = encode(encoder, X_val)
                 data.y_valid = torch.from_numpy(encode_labels(as_labels(y_val), method.classes))
             net.fit(data.to(net), None)
             if rows.folds is not None:
-                self.oof_proba_ = out_of_fold(net, data, torch.from_numpy(rows.folds))
-                self.label_quality_ = self.oof_proba_[np.arange(len(codes)), codes]
+                proba = out_of_fold(net, data, torch.from_numpy(rows.folds))
+                fitted["oof_proba_"] = proba
+                fitted["label_quality_"] = proba[np.arange(len(codes)), codes]
         net.release()
-        self.net_, self.history_, self.classes_ = net, net.history, method.classes
+        self._keep(fitted | {"net_": net, "history_": net.history})
         if net.interrupted_:
             warnings.warn(
                 f"The fit was interrupted in epoch {len(net.history)} of {net.max_epochs}; the "
@@ -348,162 +333,34 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         check_consistent_length(X, labels)
         first = not hasattr(self, "net_")
         known = np.unique(labels if classes is None else classes) if first else self.classes_
+        method = Method.of(self, known)
         codes = encode_labels(labels, known)
         weight = row_weights(sample_weight, self.class_weight, labels)
         rng = check_random_state(self.random_state)
         rows = Rows.plan(codes, weight, rng)
-        method = self._method(known)
+        encoder = make_encoder(self) if first else self.encoder_
         with seeded(rng.randint(2**31 - 1), method.device):
-            x = self._fit_encoder(X, weight) if first else self._encode(X)
+            x = fit_encoder(encoder, X, weight) if first else encode(encoder, X)
             if first:
-                self.net_ = self._make_net(x, rows, method, rng).initialize()
-                self.history_, self.classes_ = self.net_.history, known
+                net = make_net(self, encoder, x, rows, method, rng).initialize()
+                fitted = {"classes_": known, "encoder_": encoder}
+                self._keep(fitted | {"net_": net, "history_": net.history})
+            data = training_set(x, rows, self.net_, method)
             self.net_.schedule = None
-            data = self._training_set(x, rows, self.net_)
             self.net_.partial_fit(data.to(self.net_), None, epochs=1)
         return self
 
-    def _method(self, classes: NDArray[Any]) -> Method:
-        """Build and check what the parameters name, before anything is computed."""
-        _check_classes(classes)
-        loss = make_loss(self.loss, **self._part_params("loss"))
-        listed: Sequence[Any] = (
-            self.strategy if isinstance(self.strategy, list | tuple) else [self.strategy]
-        )
-        params = self._part_params("strategy")
-        if params and len(listed) > 1:
-            raise ValueError(
-                f"strategy__{next(iter(params))} is ambiguous for a list of strategies: give "
-                "instances, such as make_strategy('mixup', alpha=0.4)."
-            )
-        strategies = tuple(make_strategy(s, **params) for s in listed if s is not None)
-        for strategy in strategies:
-            strategy.check(loss, len(classes))
-        check_precision(self.precision, device := find_device(self.device))
-        check_optimizer(self.optimizer, self._part_params("optimizer"))
-        peers = math.lcm(*(s.n_members for s in strategies))
-        n_members = peers * math.ceil(self.n_members / peers)
-        return Method(classes, loss, strategies, device, n_members, peers)
-
-    def _make_net(
-        self, x: Any, rows: Rows, method: Method, rng: np.random.RandomState
-    ) -> RobustNet:
-        """Build the stack of networks and the skorch net that trains it."""
-        n_stacked = method.n_members + method.peers * (self.cross_fit or 0)
-        seeds = [int(seed) for seed in rng.randint(2**31 - 1, size=n_stacked)]
-        encoded = isinstance(self.encoder_, TabularEncoder)
-        n_dense = self.encoder_.n_dense_ if encoded else x.shape[1]
-        n_numeric = self.encoder_.numeric_.stop if encoded else x.shape[1]
-        cardinalities = self.encoder_.cardinalities_ if encoded else ()
-        some = rows.trained[:: max(1, len(rows.trained) // BIN_ROWS)]
-        embedding = make_embedding(self.numeric_embedding, x[some, :n_numeric], n_stacked)
-        inputs = TabularInput(n_stacked, n_dense, n_numeric, cardinalities, embedding)
-        network = make_network(
-            self.module,
-            inputs,
-            n_stacked,
-            len(method.classes),
-            hidden=self.hidden,
-            activation=self.activation,
-            dropout=self.dropout,
-            seeds=seeds,
-            **self._part_params("module"),
-        )
-        batch_size, max_epochs = self._budget(len(rows.trained))
-        # a full batch is small: in float64 weighting a row and repeating it are the same
-        tiny = self.precision == "float32" and len(rows.trained) <= batch_size
-        precision = "float64" if tiny else self.precision
-        schedule = self.lr_schedule
-        optimizer_params = self._part_params("optimizer")
-        optimizer_params = (
-            {"weight_decay": self.weight_decay}
-            | fused(self.optimizer, method.device, optimizer_params)
-            | optimizer_params
-        )
-        return RobustNet(
-            network,
-            n_members=method.n_members,
-            n_stacked=n_stacked,
-            n_codes=len(cardinalities),
-            strategies=method.strategies,
-            schedule=SCHEDULES[schedule] if isinstance(schedule, str) else schedule,
-            precision=precision,
-            criterion=Criterion,
-            criterion__loss=method.loss,
-            criterion__n_classes=len(method.classes),
-            optimizer=get_optimizer(self.optimizer),
-            lr=self.lr,
-            batch_size=batch_size,
-            max_epochs=max_epochs,
-            callbacks=self._net_callbacks(max_epochs),
-            classes=np.arange(len(method.classes)),
-            device=method.device,
-            verbose=0,
-            train_split=None,
-            **{f"optimizer__{k}": v for k, v in optimizer_params.items()},
-        )
-
-    def _budget(self, n: int) -> tuple[int, int]:
-        """Return the batch size and the number of epochs for ``n`` rows."""
-        batch_size = 128 if self.batch_size == "auto" else int(self.batch_size)
-        auto = round(min(max(SAMPLES_SEEN / n, 20), 150))
-        return batch_size, auto if self.max_epochs == "auto" else int(self.max_epochs)
-
-    def _net_callbacks(self, max_epochs: int) -> list[Any]:
-        callbacks = list(self.callbacks or ())
-        if self.verbose:
-            callbacks.append(Progress(max_epochs))
-        if self.early_stopping:
-            patience = max_epochs + 1 if self.early_stopping is True else self.early_stopping
-            callbacks.append(
-                EarlyStopping(
-                    "valid_acc", patience, lower_is_better=False, sink=_silent, load_best=True
-                )
-            )
-        return callbacks
-
-    def _training_set(self, x: Any, rows: Rows, net: RobustNet) -> TrainingSet:
-        peers = math.lcm(*(s.n_members for s in net.strategies))
-        data = TrainingSet(
-            x,
-            torch.from_numpy(rows.codes),
-            torch.from_numpy(rows.member_weights(net.n_members, peers)),
-            torch.from_numpy(rows.trained),
-        )
-        if rows.held is not None:
-            data.x_valid, data.y_valid = x[rows.held], data.y[rows.held]
-            if rows.weight is not None:
-                data.weight_valid = torch.from_numpy(rows.weight[rows.held])
-        return data
-
-    # Encoding -----------------------------------------------------------------------------------
-
-    def _fit_encoder(self, X: Any, weight: NDArray[Any] | None) -> Any:
-        """Fit the encoder; return the encoded rows, an array or a CSR matrix."""
-        dtype = "float64" if self.precision == "float64" else "float32"
-        if self.preprocess == "auto":
-            self.encoder_ = TabularEncoder(
-                categorical_features=self.categorical_features, dtype=dtype
-            ).set_output(transform="default")
-            x = self.encoder_.fit_transform(X, sample_weight=weight)
-        elif self.preprocess is None:
-            self.encoder_ = None
-            x = validate_data(self, X, accept_sparse="csr", dtype=dtype)
-        else:
-            self.encoder_ = clone(self.preprocess)
-            x = self.encoder_.fit_transform(X)
-            validate_data(self, X, skip_check_array=True)
+    def _keep(self, fitted: dict[str, Any]) -> None:
+        """Replace what a former fit learned, once all is there."""
+        for name in ("feature_names_in_", "oof_proba_", "label_quality_"):
+            self.__dict__.pop(name, None)
         for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.encoder_, name):
-                setattr(self, name, getattr(self.encoder_, name))
-        return x if sparse.issparse(x) else np.asarray(x, dtype=dtype)
+            if hasattr(fitted["encoder_"], name):
+                fitted[name] = getattr(fitted["encoder_"], name)
+        self.__dict__.update(fitted)
 
     def _encode(self, X: Any) -> Any:
-        if self.encoder_ is None:
-            dtypes = [np.float64, np.float32]
-            return validate_data(self, X, accept_sparse="csr", dtype=dtypes, reset=False)
-        x = self.encoder_.transform(X)
-        return x if sparse.issparse(x) else np.asarray(x)
+        return encode(self.encoder_, X)
 
     # Prediction ---------------------------------------------------------------------------------
 
@@ -589,15 +446,3 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "net_") and hasattr(self, "classes_")
-
-
-def _check_classes(classes: NDArray[Any]) -> None:
-    if len(classes) < 2:
-        raise ValueError(
-            "RobustClassifier needs at least two classes in rows of positive weight, got "
-            f"{len(classes)} class: {classes.tolist()}."
-        )
-
-
-def _silent(*args: Any, **kwargs: Any) -> None:
-    """Swallow what skorch would print."""

@@ -68,7 +68,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
         What is subtracted from the numbers, and what they are divided by.
     n_features_in_ : int
         Number of input columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the input columns, if all are strings.
 
     References
@@ -142,7 +142,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        encoded : ndarray or CSR matrix of shape (n_samples, n_dense_ + n_codes)
+        encoded : ndarray or CSR matrix of shape (n_samples, n_outputs)
             The encoded rows.
         """
         return self._encode(self._fit(X, sample_weight))
@@ -157,7 +157,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        encoded : ndarray or CSR matrix of shape (n_samples, n_dense_ + n_codes)
+        encoded : ndarray or CSR matrix of shape (n_samples, n_outputs)
             The encoded rows.
 
         Raises

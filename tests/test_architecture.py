@@ -34,6 +34,7 @@ LAYERS = [
     {"strategies"},
     {"optimizers", "modules"},
     {"_net"},
+    {"_build"},
     {"classifier"},
     {"model_selection"},
     {"plotting", "__init__"},

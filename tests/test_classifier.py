@@ -30,7 +30,7 @@ from robustclf.optimizers import SAM
 
 
 def small(**params):
-    defaults = {"hidden": (16,), "max_epochs": 8, "lr": 0.02, "random_state": 0}
+    defaults = {"hidden": (16,), "max_epochs": 8, "lr": 0.02, "dropout": 0.0, "random_state": 0}
     return RobustClassifier(**defaults | params)
 
 
@@ -916,3 +916,50 @@ def test_composed_losses(iris):
     assert_array_equal(clf.net_.criterion_.loss.transition, transition)
     with pytest.raises(ValueError, match="transition"):
         small(loss="forward_corrected", loss__transition=np.eye(2)).fit(*iris)
+
+
+# Warm-up, budget, failed fits -----------------------------------------------------------------
+
+
+def test_warm_up_minimises_cross_entropy_first(iris):
+    X, y = iris
+    ce = small(loss="ce").fit(X, y).predict_proba(X)
+    assert_array_equal(small(loss="mae", warm_up=1.0).fit(X, y).predict_proba(X), ce)
+    none = small(loss="mae", warm_up=0.0).fit(X, y).predict_proba(X)
+    half = small(loss="mae", warm_up=0.5).fit(X, y).predict_proba(X)
+    assert abs(half - ce).max() > 1e-3
+    assert abs(half - none).max() > 1e-3
+
+
+def test_warm_up_lets_a_bounded_loss_learn_a_rare_class():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], [1900, 100])
+    X = rng.normal(size=(2000, 2)) + 3 * y[:, None]
+    params = {"loss": "mae", "max_epochs": 20, "lr_schedule": "constant"}
+
+    def recall(warm_up):
+        clf = small(**params, warm_up=warm_up).fit(X, y)
+        return (clf.predict(X[y == 1]) == 1).mean()
+
+    assert recall(warm_up=0.0) < 0.1
+    assert recall(warm_up=0.25) > 0.8
+
+
+def test_dropout_auto_is_off_in_a_full_batch(iris):
+    X, y = iris
+    assert small(dropout="auto").fit(X[:100], y[:100]).net_.module_.body.dropout == 0.0
+    assert small(dropout="auto").fit(X, y).net_.module_.body.dropout == 0.3
+    assert small(dropout=0.1).fit(X[:100], y[:100]).net_.module_.body.dropout == 0.1
+
+
+def test_a_failed_refit_leaves_the_fitted_model(iris):
+    X, y = iris
+    clf = small(cross_fit=3).fit(X, y)
+    before, oof = clf.predict_proba(X), clf.oof_proba_
+    with pytest.raises(ValueError, match="infinity"):
+        clf.fit(np.where(X > 6, np.inf, X)[:, :3], y)
+    with pytest.raises(ArithmeticError):
+        clf.set_params(lr=1e30, loss="ce").fit(X[:, :2], y)
+    assert_array_equal(clf.predict_proba(X), before)
+    assert clf.oof_proba_ is oof
+    assert clf.n_features_in_ == 4

@@ -29,7 +29,7 @@ from robustclf.strategies import Mixup
 
 
 def small(**params):
-    defaults = {"hidden": (16,), "max_epochs": 8, "lr": 0.02, "random_state": 0}
+    defaults = {"hidden": (16,), "max_epochs": 8, "lr": 0.02, "dropout": 0.0, "random_state": 0}
     return RobustClassifier(**defaults | params)
 
 

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def make_loss(loss: str | Loss, **params: Any) -> Loss:
+def make_loss(loss: str | Loss, /, **params: Any) -> Loss:
     """Build the loss called `loss`, or copy the instance `loss`, with hyper-parameters set.
 
     Parameters

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-def make_strategy(strategy: str | Strategy, **params: Any) -> Strategy:
+def make_strategy(strategy: str | Strategy, /, **params: Any) -> Strategy:
     """Build the strategy an alias stands for, or copy an instance, with parameters set.
 
     Parameters

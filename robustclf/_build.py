@@ -1,0 +1,224 @@
+"""From the parameters of an estimator to what a fit needs: encoder, method, rows and net."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.preprocessing import FunctionTransformer
+from skorch.callbacks import EarlyStopping
+
+from robustclf._net import (
+    SCHEDULES,
+    Criterion,
+    Progress,
+    RobustNet,
+    TrainingSet,
+    check_precision,
+    find_device,
+)
+from robustclf._rows import Rows
+from robustclf.losses import Loss, make_loss
+from robustclf.modules import TabularInput, make_embedding, make_network
+from robustclf.optimizers import check_optimizer, fused, get_optimizer
+from robustclf.preprocessing import TabularEncoder
+from robustclf.strategies import Strategy, make_strategy
+
+
+BIN_ROWS = 10_000  # rows that the bins of a piecewise-linear embedding are quantiles of
+SAMPLES_SEEN = 60_000  # by max_epochs="auto", between 40 and 150 epochs
+DROPOUT = 0.3
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the parameters of an estimator name, built and checked."""
+
+    classes: NDArray[Any]
+    loss: Loss
+    strategies: tuple[Strategy, ...]
+    device: str
+    n_members: int
+    peers: int
+
+    @classmethod
+    def of(cls, clf: Any, classes: NDArray[Any]) -> Method:
+        """Build what ``clf`` names, before anything is computed."""
+        check_classes(classes)
+        loss = make_loss(clf.loss, **clf._part_params("loss"))
+        loss.check(len(classes))
+        listed: Sequence[Any] = (
+            clf.strategy if isinstance(clf.strategy, list | tuple) else [clf.strategy]
+        )
+        params = clf._part_params("strategy")
+        if params and len(listed) > 1:
+            raise ValueError(
+                f"strategy__{next(iter(params))} is ambiguous for a list of strategies: give "
+                "instances, such as make_strategy('mixup', alpha=0.4)."
+            )
+        strategies = tuple(make_strategy(s, **params) for s in listed if s is not None)
+        for strategy in strategies:
+            strategy.check(loss, len(classes))
+        check_precision(clf.precision, device := find_device(clf.device))
+        check_optimizer(clf.optimizer, clf._part_params("optimizer"))
+        peers = math.lcm(*(s.n_members for s in strategies))
+        n_members = peers * math.ceil(clf.n_members / peers)
+        return cls(classes, loss, strategies, device, n_members, peers)
+
+
+def check_classes(classes: NDArray[Any]) -> None:
+    """Raise ``ValueError`` for fewer than two classes."""
+    if len(classes) < 2:
+        raise ValueError(
+            "RobustClassifier needs at least two classes in rows of positive weight, got "
+            f"{len(classes)} class: {classes.tolist()}."
+        )
+
+
+def make_encoder(clf: Any) -> Any:
+    """Return the unfitted transformer that ``preprocess`` stands for."""
+    if clf.preprocess is None:
+        return FunctionTransformer(validate=True, accept_sparse=True)
+    if clf.preprocess != "auto":
+        return clone(clf.preprocess)
+    dtype = "float64" if clf.precision == "float64" else "float32"
+    encoder = TabularEncoder(categorical_features=clf.categorical_features, dtype=dtype)
+    return encoder.set_output(transform="default")
+
+
+def fit_encoder(encoder: Any, X: Any, weight: NDArray[Any] | None) -> Any:
+    """Fit the encoder; return the encoded rows, an array or a CSR matrix."""
+    if isinstance(encoder, TabularEncoder):
+        return encoder.fit_transform(X, sample_weight=weight)
+    return _as_rows(encoder.fit_transform(X))
+
+
+def encode(encoder: Any, X: Any) -> Any:
+    """Return the encoded rows, an array or a CSR matrix."""
+    return _as_rows(encoder.transform(X))
+
+
+def _as_rows(x: Any) -> Any:
+    return sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
+
+
+def make_net(
+    clf: Any,
+    encoder: Any,
+    x: Any,
+    rows: Rows,
+    method: Method,
+    rng: np.random.RandomState,
+) -> RobustNet:
+    """Build the skorch net that trains the stack of networks."""
+    n = len(rows.trained)
+    n_stacked = method.n_members + method.peers * (clf.cross_fit or 0)
+    batch_size = auto_batch_size(n) if clf.batch_size == "auto" else int(clf.batch_size)
+    max_epochs = auto_epochs(n) if clf.max_epochs == "auto" else int(clf.max_epochs)
+    # a full batch is small: in float64 without dropout a weight is the same as a repetition
+    full = n <= batch_size
+    dropout = (0.0 if full else DROPOUT) if clf.dropout == "auto" else float(clf.dropout)
+    schedule = clf.lr_schedule
+    chosen = clf._part_params("optimizer")
+    params = {"weight_decay": clf.weight_decay}
+    params |= fused(clf.optimizer, method.device, chosen) | chosen
+    return RobustNet(
+        _make_network(clf, encoder, x, rows, method, rng, n_stacked, dropout),
+        n_members=method.n_members,
+        n_stacked=n_stacked,
+        n_codes=len(getattr(encoder, "cardinalities_", ())),
+        strategies=method.strategies,
+        warm_up=clf.warm_up,
+        schedule=SCHEDULES[schedule] if isinstance(schedule, str) else schedule,
+        precision="float64" if full and clf.precision == "float32" else clf.precision,
+        criterion=Criterion,
+        criterion__loss=method.loss,
+        criterion__n_classes=len(method.classes),
+        optimizer=get_optimizer(clf.optimizer),
+        lr=clf.lr,
+        batch_size=batch_size,
+        max_epochs=max_epochs,
+        callbacks=_callbacks(clf, max_epochs),
+        classes=np.arange(len(method.classes)),
+        device=method.device,
+        verbose=0,
+        train_split=None,
+        **{f"optimizer__{name}": value for name, value in params.items()},
+    )
+
+
+def _make_network(
+    clf: Any,
+    encoder: Any,
+    x: Any,
+    rows: Rows,
+    method: Method,
+    rng: np.random.RandomState,
+    n_stacked: int,
+    dropout: float,
+) -> Any:
+    encoded = isinstance(encoder, TabularEncoder)
+    n_dense = encoder.n_dense_ if encoded else x.shape[1]
+    n_numeric = encoder.numeric_.stop if encoded else x.shape[1]
+    cardinalities = encoder.cardinalities_ if encoded else ()
+    some = rows.trained[:: max(1, len(rows.trained) // BIN_ROWS)]
+    embedding = make_embedding(clf.numeric_embedding, x[some, :n_numeric], n_stacked)
+    return make_network(
+        clf.module,
+        TabularInput(n_stacked, n_dense, n_numeric, cardinalities, embedding),
+        n_stacked,
+        len(method.classes),
+        hidden=clf.hidden,
+        activation=clf.activation,
+        dropout=dropout,
+        seeds=[int(seed) for seed in rng.randint(2**31 - 1, size=n_stacked)],
+        **clf._part_params("module"),
+    )
+
+
+def auto_epochs(n: int) -> int:
+    """Return the epochs that ``n`` rows are trained for."""
+    return round(min(max(SAMPLES_SEEN / n, 40), 150))
+
+
+def auto_batch_size(n: int) -> int:
+    """Return the batch size for ``n`` rows: an epoch of a large table has about 200 steps."""
+    return min(max(128, n // 200), 1024)
+
+
+def _callbacks(clf: Any, max_epochs: int) -> list[Any]:
+    callbacks = list(clf.callbacks or ())
+    if clf.verbose:
+        callbacks.append(Progress(max_epochs))
+    if clf.early_stopping:
+        patience = max_epochs + 1 if clf.early_stopping is True else clf.early_stopping
+        callbacks.append(
+            EarlyStopping("valid_acc", patience, lower_is_better=False, sink=_mute, load_best=True)
+        )
+    return callbacks
+
+
+def _mute(*args: Any, **kwargs: Any) -> None:
+    """Swallow what skorch would print."""
+
+
+def training_set(x: Any, rows: Rows, net: RobustNet, method: Method) -> TrainingSet:
+    """Put the encoded rows and what is known about them together."""
+    data = TrainingSet(
+        x,
+        torch.from_numpy(rows.codes),
+        torch.from_numpy(rows.member_weights(net.n_members, method.peers)),
+        torch.from_numpy(rows.trained),
+    )
+    if rows.held is not None:
+        data.x_valid, data.y_valid = x[rows.held], data.y[rows.held]
+        if rows.weight is not None:
+            data.weight_valid = torch.from_numpy(rows.weight[rows.held])
+    return data
