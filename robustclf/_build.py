@@ -31,7 +31,6 @@ from robustclf.optimizers import check_optimizer, fused, get_optimizer
 from robustclf.preprocessing import TabularEncoder
 from robustclf.strategies import Strategy, make_strategy
 
-
 BIN_ROWS = 10_000  # rows that the bins of a piecewise-linear embedding are quantiles of
 SAMPLES_SEEN = 60_000  # by max_epochs="auto", between 40 and 150 epochs
 DROPOUT = 0.3

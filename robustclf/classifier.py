@@ -78,7 +78,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     optimizer : str or optimizer class, default="adamw"
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``, ``"sam"`` or a
         class of torch; parameters as in ``optimizer__rho``.
-    lr : float, default=0.005
+    lr : float, default=0.003
         Peak learning rate.
     weight_decay : float, default=0.01
         Decay of the weights, not of the biases.
@@ -185,7 +185,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         preprocess: Any = "auto",
         categorical_features: Any = "from_dtype",
         optimizer: Any = "adamw",
-        lr: float = 0.005,
+        lr: float = 0.003,
         weight_decay: float = 0.01,
         lr_schedule: Any = "one_cycle",
         warm_up: float = 0.1,
