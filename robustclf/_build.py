@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from sklearn.base import clone
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils.validation import validate_data
 from skorch.callbacks import EarlyStopping
 
 from robustclf._net import (
@@ -81,10 +81,26 @@ def check_classes(classes: NDArray[Any]) -> None:
         )
 
 
+class Numbers(BaseEstimator):
+    """Take finite numbers as they are, dense or CSR: ``preprocess=None``."""
+
+    def fit_transform(self, X: Any) -> Any:
+        """Validate the training rows."""
+        return self._validate(X, reset=True)
+
+    def transform(self, X: Any) -> Any:
+        """Validate rows against the training rows."""
+        return self._validate(X, reset=False)
+
+    def _validate(self, X: Any, reset: bool) -> Any:
+        dtypes = [np.float64, np.float32]
+        return validate_data(self, X, accept_sparse="csr", dtype=dtypes, reset=reset)
+
+
 def make_encoder(clf: Any) -> Any:
     """Return the unfitted transformer that ``preprocess`` stands for."""
     if clf.preprocess is None:
-        return FunctionTransformer(validate=True, accept_sparse=True)
+        return Numbers()
     if clf.preprocess != "auto":
         return clone(clf.preprocess)
     dtype = "float64" if clf.precision == "float64" else "float32"
@@ -105,7 +121,8 @@ def encode(encoder: Any, X: Any) -> Any:
 
 
 def _as_rows(x: Any) -> Any:
-    return sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
+    rows: Any = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
+    return rows if rows.dtype.kind == "f" else rows.astype(np.float64)
 
 
 def make_net(
