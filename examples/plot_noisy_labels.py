@@ -86,7 +86,8 @@ print(f"one fit with cross_fit=5: {seconds:.1f} seconds")
 figure = plt.figure(figsize=(10.5, 4.8), layout="constrained")
 left, right = figure.subfigures(1, 2, width_ratios=[1.1, 1])
 axes = left.subplots()
-for (name, values), color in zip(accuracy.items(), ["#c0392b", "#e08e79", "#2c6fbb", "#4d8b4d"], strict=True):
+colors = ["#c0392b", "#e08e79", "#2c6fbb", "#4d8b4d"]
+for (name, values), color in zip(accuracy.items(), colors, strict=True):
     width = 3 if name == "RobustClassifier" else 1.8
     axes.plot(rates, values, "o-", color=color, linewidth=width, label=name)
 axes.set_xticks(rates, [f"{rate:.0%}" for rate in rates])
