@@ -35,7 +35,7 @@ recipes = {
         "strategy__tau": 0.4,
     },
     "cross entropy, ELR": {"loss": "ce", "strategy": "elr"},
-    "cross entropy, mixup and ELR (ELR+)": {"loss": "ce", "strategy": ["mixup", "elr"]},
+    "cross entropy, mixup and ELR": {"loss": "ce", "strategy": ["mixup", "elr"]},
     "GCE (the default)": {},
     "GCE, SAM": {"optimizer": "sam", "optimizer__rho": 0.5},
     "GCE, mixup and co-teaching": {"strategy": ["mixup", co_teaching]},

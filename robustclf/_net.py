@@ -485,7 +485,7 @@ def check_precision(precision: str, device: str) -> None:
     check_known("precision", [precision], ["float32", "float64", "bf16"])
     if precision == "bf16":
         on_cuda = torch.device(device).type == "cuda"
-        cpu = torch.cpu.get_capabilities()
+        cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         if not (torch.cuda.is_bf16_supported() if on_cuda else cpu.get("avx512_bf16")):
             raise ValueError(f"precision='bf16' needs hardware with it, and {device!r} has none.")
 

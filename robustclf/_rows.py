@@ -34,6 +34,11 @@ def as_labels(y: Any) -> NDArray[Any]:
             f"Input y contains infinity in {np.isinf(labels).sum()} of {len(labels)} rows (first: "
             f"row {np.isinf(labels).argmax()})."
         )
+    if labels.dtype.kind == "O" and not all(isinstance(v, str) for v in labels):
+        kinds = sorted({type(v).__name__ for v in labels})
+        labels = np.array(labels.tolist())  # nullable integers and booleans of pandas
+        if labels.dtype.kind not in "biuf":
+            raise ValueError(f"y must hold labels of one type, got a mix of {kinds}.")
     check_classification_targets(labels)
     return labels
 

@@ -248,7 +248,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         y : array-like of shape (n_samples,)
             Labels: strings, booleans or integers.
         sample_weight : array-like of shape (n_samples,), optional
-            Non-negative; an integer weight is the same as repeating the row.
+            Non-negative; a weight of zero drops the row. In data that fit in one batch an integer
+            weight is exactly a repetition of the row.
         X_val, y_val : optional
             Rows and labels to watch, and with ``early_stopping`` to stop on, in place of a part
             held out of ``X``.

@@ -168,4 +168,6 @@ def check_optimizer(optimizer: str | type[Optimizer], params: dict[str, Any]) ->
     if kind is SAM:
         known |= set(signature(get_optimizer(params.get("base", "adamw"))).parameters)
     name = optimizer if isinstance(optimizer, str) else kind.__name__
-    check_known(f"parameter of optimizer {name!r}", params, sorted(known - {"params"}))
+    if "lr" in params:
+        raise ValueError("the learning rate is the parameter lr, not optimizer__lr")
+    check_known(f"parameter of optimizer {name!r}", params, sorted(known - {"params", "lr"}))

@@ -415,3 +415,23 @@ def test_a_failed_fit_leaves_the_classifier_unfitted(iris):
         clf.fit(with_value(iris[0], np.inf), iris[1])
     with pytest.raises(NotFittedError):
         clf.predict(iris[0])
+
+
+def test_nullable_integer_labels(iris):
+    X, y = iris
+    labels = pd.Series(y, dtype="Int64")
+    clf = small().fit(X, labels)
+    assert clf.classes_.tolist() == [0, 1, 2]
+    assert_array_equal(clf.predict(X), small().fit(X, y).predict(X))
+
+
+def test_labels_of_mixed_types_are_refused(iris):
+    X, y = iris
+    mixed = np.where(y == 0, "zero", y.astype(object))
+    with pytest.raises(ValueError, match=r"labels of one type, got a mix of \['int', 'str'\]"):
+        small().fit(X, mixed)
+
+
+def test_learning_rate_has_one_name(iris):
+    with pytest.raises(ValueError, match="parameter lr, not optimizer__lr"):
+        small(optimizer__lr=0.5).fit(*iris)
