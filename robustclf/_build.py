@@ -15,15 +15,9 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import validate_data
 from skorch.callbacks import EarlyStopping
 
-from robustclf._net import (
-    SCHEDULES,
-    Criterion,
-    Progress,
-    RobustNet,
-    TrainingSet,
-    check_precision,
-    find_device,
-)
+from robustclf._device import check_precision, find_device
+from robustclf._net import SCHEDULES, Criterion, RobustNet, TrainingSet
+from robustclf._progress import Progress
 from robustclf._rows import Rows
 from robustclf.losses import Loss, make_loss
 from robustclf.modules import TabularInput, make_embedding, make_network

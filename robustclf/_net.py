@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import EarlyStopping
 from skorch.dataset import Dataset
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Subset
-from tqdm.auto import tqdm
 
-from robustclf._registry import check_known, closest
+from robustclf._device import device_exists
 from robustclf.losses import CrossEntropy, Loss
 from robustclf.modules import Network
 from robustclf.strategies import Batch, Strategy, overrides
@@ -407,17 +406,6 @@ def _tensor(x: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.require(x, requirements=["C", "W"]))
 
 
-def device_exists(device: str) -> bool:
-    """Tell whether torch sees ``device`` on this machine."""
-    wanted = torch.device(device)
-    if wanted.type == "cpu":
-        return True
-    backend = getattr(torch, wanted.type, None)
-    if backend is None or not backend.is_available():
-        return False
-    return (wanted.index or 0) < int(backend.device_count())
-
-
 def mean_softmax(logits: Tensor) -> Tensor:
     """Return the mean probabilities of the members, ``(sample, class)``."""
     return logits.softmax(-1).mean(0)
@@ -447,80 +435,3 @@ def out_of_fold(net: RobustNet, data: TrainingSet, folds: Tensor) -> NDArray[Any
         own = p[fold.clamp_min(0), torch.arange(len(fold), device=p.device)]
         parts.append(torch.where((fold >= 0)[:, None], own, p.mean(0)))
     return torch.cat(parts).cpu().numpy()
-
-
-@contextmanager
-def seeded(seed: int, device: str) -> Iterator[None]:
-    """Seed torch for a fit and leave the caller's generators as they were."""
-    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(cuda):
-        torch.default_generator.manual_seed(seed)
-        for index in cuda:
-            torch.cuda.default_generators[index.index or 0].manual_seed(seed)
-        yield
-
-
-def find_device(device: str) -> str:
-    """Return the device to fit on; ``"auto"`` is CUDA where there is one, else the CPU."""
-    if device == "auto":
-        return "cuda" if device_exists("cuda") else "cpu"
-    try:
-        exists = device_exists(device)
-    except (RuntimeError, TypeError) as error:
-        options = ("auto", "cpu", "cuda")
-        raise ValueError(
-            f"device must be 'auto', 'cpu', 'cuda' or another device of torch, got {device!r}"
-            f"{closest(device, options)}"
-        ) from error
-    if not exists:
-        raise ValueError(
-            f"device={device!r} was asked for, but torch {torch.__version__} sees none here; use "
-            "device='auto' or 'cpu'."
-        )
-    return device
-
-
-def check_precision(precision: str, device: str) -> None:
-    """Raise ``ValueError`` for an unknown precision, or bf16 on hardware that has none."""
-    check_known("precision", [precision], ["float32", "float64", "bf16"])
-    if precision == "bf16":
-        on_cuda = torch.device(device).type == "cuda"
-        cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        if not (torch.cuda.is_bf16_supported() if on_cuda else cpu.get("avx512_bf16")):
-            raise ValueError(f"precision='bf16' needs hardware with it, and {device!r} has none.")
-
-
-class Progress(Callback):
-    """A progress bar over epochs, with the loss and the accuracy on held-out or training labels."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Open the bar."""
-        self.bar_ = tqdm(total=self.epochs, unit="epoch")
-
-    def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
-        """Start counting right predictions."""
-        self.right_: list[Tensor] = []
-
-    def on_batch_end(
-        self, net: Any, batch: Any = None, training: Any = None, **kwargs: Any
-    ) -> None:
-        """Compare the predictions of a training step with its labels."""
-        if training:
-            labels = batch.target.argmax(-1) if batch.target.is_floating_point() else batch.target
-            self.right_.append((kwargs["y_pred"].argmax(-1) == labels).float().flatten())
-
-    def on_epoch_end(self, net: Any, *args: Any, **kwargs: Any) -> None:
-        """Show the epoch."""
-        net.history.record("train_acc", torch.cat(self.right_).mean().item())
-        last = net.history[-1]
-        accuracy = last.get("valid_acc", last["train_acc"])
-        self.bar_.set_postfix(loss=f"{last['train_loss']:.4f}", accuracy=f"{accuracy:.3f}")
-        self.bar_.update()
-
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Close the bar."""
-        self.bar_.close()
-        del self.bar_, self.right_

@@ -25,7 +25,8 @@ from robustclf._build import (
     make_net,
     training_set,
 )
-from robustclf._net import CHUNK, SCHEDULES, mean_softmax, out_of_fold, seeded
+from robustclf._device import seeded
+from robustclf._net import CHUNK, SCHEDULES, mean_softmax, out_of_fold
 from robustclf._params import NestedParamsMixin
 from robustclf._rows import Rows, as_labels, encode_labels, row_weights
 from robustclf.losses import Loss

@@ -21,7 +21,9 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 LAYERS = [
     {"_registry"},
     {
+        "_device",
         "_params",
+        "_progress",
         "losses",
         "preprocessing",
         "_rows",

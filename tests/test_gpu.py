@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from skorch.callbacks import EpochScoring
 
 from robustclf import RobustClassifier, list_strategies
-from robustclf._net import find_device
+from robustclf._device import find_device
 
 pytestmark = pytest.mark.gpu
 

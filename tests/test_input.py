@@ -11,7 +11,7 @@ from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.preprocessing import StandardScaler
 
 from robustclf import RobustClassifier
-from robustclf._net import find_device
+from robustclf._device import find_device
 
 
 def small(**params):
