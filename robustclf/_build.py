@@ -139,8 +139,19 @@ def make_net(
     chosen = clf._part_params("optimizer")
     params = {"weight_decay": clf.weight_decay}
     params |= fused(clf.optimizer, method.device, chosen) | chosen
+    network = make_network(
+        clf.module,
+        _inputs(clf, encoder, x, rows, n_stacked),
+        n_stacked,
+        len(method.classes),
+        hidden=clf.hidden,
+        activation=clf.activation,
+        dropout=dropout,
+        seeds=[int(seed) for seed in rng.randint(2**31 - 1, size=n_stacked)],
+        **clf._part_params("module"),
+    )
     return RobustNet(
-        _make_network(clf, encoder, x, rows, method, rng, n_stacked, dropout),
+        network,
         n_members=method.n_members,
         n_stacked=n_stacked,
         n_codes=len(getattr(encoder, "cardinalities_", ())),
@@ -164,33 +175,15 @@ def make_net(
     )
 
 
-def _make_network(
-    clf: Any,
-    encoder: Any,
-    x: Any,
-    rows: Rows,
-    method: Method,
-    rng: np.random.RandomState,
-    n_stacked: int,
-    dropout: float,
-) -> Any:
+def _inputs(clf: Any, encoder: Any, x: Any, rows: Rows, n_stacked: int) -> TabularInput:
+    """Build what reads the encoded rows ``x``: the numbers, the indicators and the codes."""
     encoded = isinstance(encoder, TabularEncoder)
     n_dense = encoder.n_dense_ if encoded else x.shape[1]
     n_numeric = encoder.numeric_.stop if encoded else x.shape[1]
     cardinalities = encoder.cardinalities_ if encoded else ()
     some = rows.trained[:: max(1, len(rows.trained) // BIN_ROWS)]
     embedding = make_embedding(clf.numeric_embedding, x[some, :n_numeric], n_stacked)
-    return make_network(
-        clf.module,
-        TabularInput(n_stacked, n_dense, n_numeric, cardinalities, embedding),
-        n_stacked,
-        len(method.classes),
-        hidden=clf.hidden,
-        activation=clf.activation,
-        dropout=dropout,
-        seeds=[int(seed) for seed in rng.randint(2**31 - 1, size=n_stacked)],
-        **clf._part_params("module"),
-    )
+    return TabularInput(n_stacked, n_dense, n_numeric, cardinalities, embedding)
 
 
 def auto_epochs(n: int) -> int:
