@@ -23,6 +23,7 @@ from skorch.callbacks import (
 from torch import nn
 
 from robustclf import RobustClassifier, make_loss, make_strategy
+from robustclf._build import auto_batch_size, auto_epochs
 from robustclf._net import SCHEDULES, DivergenceError
 from robustclf.losses import GeneralizedCrossEntropy
 from robustclf.modules import ACTIVATIONS, MLP, ResNet
@@ -331,7 +332,10 @@ def test_history(iris):
 
 def test_auto_budget(iris):
     clf = RobustClassifier(hidden=(4,), random_state=0).fit(*iris)
-    assert len(clf.history_) >= 20
+    assert len(clf.history_) == 150
+    assert (auto_epochs(2_000), auto_epochs(10_000)) == (40, 40)
+    assert (auto_epochs(1_000), auto_batch_size(1_000)) == (60, 128)
+    assert (auto_batch_size(100_000), auto_batch_size(10**6)) == (500, 1024)
 
 
 @pytest.mark.parametrize("module", ["mlp", Two])

@@ -9,6 +9,7 @@ import runpy
 import tempfile
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -33,7 +34,7 @@ def run_example(code):
 
 def run_demo():
     """Run the main job in the current folder, where it saves its plot."""
-    pytest.importorskip("matplotlib").use("agg")
+    matplotlib.use("agg")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         runpy.run_path(str(ROOT / "examples" / "plot_noisy_labels.py"), run_name="__main__")
     return printed.getvalue()
