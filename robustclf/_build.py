@@ -61,7 +61,7 @@ class Method:
             strategy.check(loss, len(classes))
         check_precision(clf.precision, device := find_device(clf.device))
         check_optimizer(clf.optimizer, clf._part_params("optimizer"))
-        peers = math.lcm(*(s.n_members for s in strategies))
+        peers = math.lcm(loss.n_members, *(s.n_members for s in strategies))
         n_members = peers * math.ceil(clf.n_members / peers)
         return cls(classes, loss, strategies, device, n_members, peers)
 
@@ -139,6 +139,7 @@ def make_net(
     chosen = clf._part_params("optimizer")
     params = {"weight_decay": clf.weight_decay}
     params |= fused(clf.optimizer, method.device, chosen) | chosen
+    seeds = [int(seed) for seed in rng.randint(2**31 - 1, size=n_stacked)]
     network = make_network(
         clf.module,
         _inputs(clf, encoder, x, rows, n_stacked),
@@ -147,7 +148,7 @@ def make_net(
         hidden=clf.hidden,
         activation=clf.activation,
         dropout=dropout,
-        seeds=[int(seed) for seed in rng.randint(2**31 - 1, size=n_stacked)],
+        seeds=seeds,
         **clf._part_params("module"),
     )
     return RobustNet(
@@ -162,6 +163,8 @@ def make_net(
         criterion=Criterion,
         criterion__loss=method.loss,
         criterion__n_classes=len(method.classes),
+        criterion__n_members=n_stacked,
+        criterion__seed=seeds[0],
         optimizer=get_optimizer(clf.optimizer),
         lr=clf.lr,
         batch_size=batch_size,

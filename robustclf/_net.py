@@ -36,12 +36,16 @@ class DivergenceError(ArithmeticError):
 
 
 class Criterion(nn.Module):
-    """A checked loss in the form skorch wants.
+    """A checked loss in the form skorch wants; its learned parts are trained with the networks.
 
     Parameters
     ----------
     loss : Loss
     n_classes : int
+    n_members : int, default=1
+        Networks stacked.
+    seed : int, default=0
+        Of the draws that learned parts start from.
 
     Raises
     ------
@@ -49,10 +53,16 @@ class Criterion(nn.Module):
         If a hyper-parameter of the loss is out of range.
     """
 
-    def __init__(self, loss: Loss, n_classes: int) -> None:
+    def __init__(self, loss: Loss, n_classes: int, n_members: int = 1, seed: int = 0) -> None:
         super().__init__()
-        loss.check(n_classes)
-        self.loss = loss
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.loss = self.built = loss.build(n_classes, n_members)
+        self.learned = nn.ModuleList(self.loss.learned())
+
+    def at_epoch(self, epoch: int) -> None:
+        """Go on with the loss of this epoch."""
+        self.loss = self.built.at_epoch(epoch)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each sample, ``(member, sample)``."""
@@ -173,6 +183,12 @@ class RobustNet(NeuralNetClassifier):
         self.module_ = self.module_.to(self.dtype)
         return self
 
+    def initialize_criterion(self) -> RobustNet:
+        """Take the learned parts of the loss in the precision of the fit."""
+        super().initialize_criterion()
+        self.criterion_ = self.criterion_.to(self.dtype)
+        return self
+
     @property
     def n_classes(self) -> int:
         """Number of classes."""
@@ -223,7 +239,7 @@ class RobustNet(NeuralNetClassifier):
             value: Tensor = weighted.mean(-1).sum()  # over samples; each member has its own mean
             value.backward()
             if self._listening["on_grad_computed"]:
-                parameters = list(self.module_.named_parameters())
+                parameters = list(self.get_all_learnable_params())
                 self.notify("on_grad_computed", named_parameters=parameters, batch=batch)
             return value
 
@@ -302,6 +318,7 @@ class RobustNet(NeuralNetClassifier):
         cuts = [n * k // n_batches for k in range(n_batches + 1)]
         total: Tensor | float = 0.0
         self._warming = epoch < round(self.warm_up * epochs)
+        self.criterion_.at_epoch(self.epoch)
         self.module_.train()
         for start, stop in pairwise(cuts):
             self._set_lr((epoch + start / n) / epochs)
@@ -329,7 +346,7 @@ class RobustNet(NeuralNetClassifier):
         if data.x_valid is None or data.y_valid is None:
             return
         logits = torch.cat(list(self.logits(data.x_valid)), dim=1)
-        correct = (logits.softmax(-1).mean(0).argmax(-1) == data.y_valid).to(data.weight.dtype)
+        correct = (self.mean_proba(logits).argmax(-1) == data.y_valid).to(data.weight.dtype)
         weight = data.weight_valid if data.weight_valid is not None else torch.ones_like(correct)
         accuracy = (correct * weight).sum() / weight.sum()
         self.history.record("valid_acc", accuracy.item())
@@ -376,13 +393,23 @@ class RobustNet(NeuralNetClassifier):
         return (chunk.to(device) for chunk in self.logits(rows))
 
     def _get_predict_nonlinearity(self) -> Callable[[Tensor], Tensor]:
-        return mean_softmax
+        return self.mean_proba
+
+    @torch.inference_mode()
+    def proba(self, logits: Tensor) -> Tensor:
+        """Return the class probabilities that the loss reads off the logits."""
+        return self.criterion_.loss.predict_proba(logits)
+
+    def mean_proba(self, logits: Tensor) -> Tensor:
+        """Return the mean probabilities of the members, ``(sample, class)``."""
+        return self.proba(logits).mean(0)
 
     # What a fitted model keeps --------------------------------------------------------------------
 
     def release(self) -> None:
         """Keep what predicts: drop the out-of-fold members, gradients and the optimiser."""
-        self.module_.keep_members(self.n_members)
+        for part in (self.module_, *self.criterion_.learned):
+            part.keep_members(self.n_members)
         self.n_stacked = self.n_members
         self.optimizer_ = None
 
@@ -390,6 +417,7 @@ class RobustNet(NeuralNetClassifier):
         """Pickle weights as CPU tensors, without the state of the optimiser."""
         state = self.__dict__.copy()
         state["module"] = state["module_"] = copy.deepcopy(self.module_).cpu()
+        state["criterion_"] = copy.deepcopy(self.criterion_).cpu()
         state["optimizer_"] = None
         return state
 
@@ -404,11 +432,6 @@ class RobustNet(NeuralNetClassifier):
 def _tensor(x: NDArray[Any]) -> Tensor:
     """Share the memory of ``x``, or copy it where torch cannot: read-only or backwards."""
     return torch.from_numpy(np.require(x, requirements=["C", "W"]))
-
-
-def mean_softmax(logits: Tensor) -> Tensor:
-    """Return the mean probabilities of the members, ``(sample, class)``."""
-    return logits.softmax(-1).mean(0)
 
 
 def out_of_fold(net: RobustNet, data: TrainingSet, folds: Tensor) -> NDArray[Any]:
@@ -429,7 +452,7 @@ def out_of_fold(net: RobustNet, data: TrainingSet, folds: Tensor) -> NDArray[Any
     k = int(folds.max()) + 1
     parts: list[Tensor] = []
     for logits in net.logits(data.x, oof=True):
-        p = logits[net.n_members :].softmax(-1).unflatten(0, (k, -1)).mean(1)
+        p = net.proba(logits)[net.n_members :].unflatten(0, (k, -1)).mean(1)
         start = sum(len(part) for part in parts)
         fold = folds[start : start + p.shape[1]].to(p.device)
         own = p[fold.clamp_min(0), torch.arange(len(fold), device=p.device)]

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 
@@ -26,12 +27,20 @@ from robustclf._build import (
     training_set,
 )
 from robustclf._device import seeded
-from robustclf._net import CHUNK, SCHEDULES, mean_softmax, out_of_fold
+from robustclf._net import CHUNK, SCHEDULES, out_of_fold
 from robustclf._params import NestedParamsMixin
 from robustclf._rows import Rows, as_labels, encode_labels, row_weights
-from robustclf.losses import Loss
+from robustclf.losses import Loss, make_loss
 from robustclf.preprocessing import TabularEncoder
 from robustclf.strategies import Strategy
+
+
+def _reads_vacuity(clf: Any) -> bool:
+    net = getattr(clf, "net_", None)
+    loss = net.criterion_.loss if net else make_loss(clf.loss)
+    if not hasattr(loss, "vacuity"):
+        raise AttributeError(f"vacuity needs loss='evidential', got loss={clf.loss!r}")
+    return True
 
 
 class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
@@ -388,7 +397,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         proba : ndarray of shape (n_samples, n_classes)
             In the order of ``classes_``.
         """
-        return self._gather(mean_softmax(logits) for logits in self._logits(X))
+        return self._gather(self.net_.mean_proba(logits) for logits in self._logits(X))
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable class of each row.
@@ -419,6 +428,23 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         """
         scores = self._gather(logits.mean(0) for logits in self._logits(X))
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    @available_if(_reads_vacuity)
+    def vacuity(self, X: Any) -> NDArray[np.float32]:
+        """Return the uncertainty for want of evidence; of a classifier with an evidential loss.
+
+        Parameters
+        ----------
+        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        vacuity : ndarray of shape (n_samples,)
+            Between 0 and 1 (no evidence at all), the mean over the members.
+        """
+        check_is_fitted(self)
+        loss = self.net_.criterion_.loss
+        return self._gather(loss.vacuity(logits).mean(0) for logits in self._logits(X))
 
     def embed(self, X: Any) -> NDArray[np.float32]:
         """Return what the last hidden layer says, the members side by side.

@@ -1,16 +1,30 @@
-"""Cross entropy and the losses that generalise it by one exponent."""
+"""Cross entropy and the losses of p_y that generalise it."""
 
 from __future__ import annotations
 
 import torch
+from scipy.stats import loguniform, uniform
 from torch import Tensor
 
-from robustclf.losses._base import LOSSES, PointwiseLoss, Scalar, check_range
+from robustclf.losses._base import LOSSES, PointwiseLoss
+from robustclf.losses._hyperparameters import (
+    Scalar,
+    at_least,
+    check_integer,
+    check_range,
+    every,
+    largest,
+    nonzero,
+)
+
+TANGENT = 40.0  # exponent from which an exponential loss goes on along its tangent
 
 
 @LOSSES.register("ce")
 class CrossEntropy(PointwiseLoss):
-    """Cross entropy, `-log p_y`: the loss of clean labels, which fits every wrong one in the end.
+    r"""Cross entropy: the loss of clean labels, which fits every wrong one in the end.
+
+    .. math:: -\log p_y
 
     References
     ----------
@@ -25,14 +39,23 @@ class CrossEntropy(PointwiseLoss):
     tensor([2.1269])
     """
 
+    convex = True
+    proper = True
+
     def of_log_p(self, log_p: Tensor) -> Tensor:
         """Loss as an elementwise function of log p."""
         return -log_p
 
+    def total(self, x: Tensor) -> Tensor:
+        """Sum of the losses at all labels, `(..., 1)`."""
+        return -x.sum(-1, keepdim=True)
+
 
 @LOSSES.register("focal")
 class Focal(PointwiseLoss):
-    """Focal loss, `-(1 - p_y)^gamma log p_y`: cross entropy that cares less for easy samples.
+    r"""Focal loss: cross entropy that cares less for easy samples.
+
+    .. math:: -(1 - p_y)^\gamma \log p_y
 
     Parameters
     ----------
@@ -56,9 +79,14 @@ class Focal(PointwiseLoss):
     tensor([1.6501])
     """
 
+    search_space = {"gamma": uniform(0, 3)}  # noqa: RUF012
+
     def __init__(self, gamma: Scalar = 0.5, detach_focal: bool = False) -> None:
         self.gamma = gamma
         self.detach_focal = detach_focal
+
+    convex = property(lambda self: every(self.gamma, lambda gamma: gamma == 0))
+    proper = property(lambda self: self.convex)
 
     def check(self, n_classes: int) -> None:
         """Check gamma."""
@@ -66,14 +94,26 @@ class Focal(PointwiseLoss):
 
     def of_log_p(self, log_p: Tensor) -> Tensor:
         """Loss as an elementwise function of log p."""
-        # at p = 1 the slope of x^gamma is infinite; tiny changes no other value of 1 - p
-        focal = (torch.finfo(log_p.dtype).tiny - torch.expm1(log_p)) ** self.gamma
-        return -(focal.detach() if self.detach_focal else focal) * log_p
+        # at p = 1 the slope of the power may be infinite; tiny changes no other value of 1 - p
+        missing = torch.finfo(log_p.dtype).tiny - torch.expm1(log_p)
+        return -(self._power(missing) * log_p)
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum of the losses at all labels, `(..., 1)`."""
+        # exp costs a fifth of expm1, and to the sum what it loses near p = 1 is nothing
+        missing = at_least(1 - x.exp(), torch.finfo(x.dtype).eps)
+        return -(self._power(missing) * x).sum(-1, keepdim=True)
+
+    def _power(self, missing: Tensor) -> Tensor:
+        focal = missing**self.gamma
+        return focal.detach() if self.detach_focal else focal
 
 
 @LOSSES.register("gce")
 class GeneralizedCrossEntropy(PointwiseLoss):
-    """Generalised cross entropy, `(1 - p_y^q) / q`: between cross entropy and absolute error.
+    r"""Generalised cross entropy: between cross entropy and mean absolute error.
+
+    .. math:: \frac{1 - p_y^q}{q}
 
     Published code clamps p_y at 1e-7, which stops the gradient of confident mistakes; here it is
     exact for every p_y.
@@ -98,9 +138,12 @@ class GeneralizedCrossEntropy(PointwiseLoss):
     """
 
     bounded = True
+    search_space = {"q": uniform(0.1, 0.9)}  # noqa: RUF012
 
     def __init__(self, q: Scalar = 0.7) -> None:
         self.q = q
+
+    symmetric = property(lambda self: every(self.q, lambda q: q == 1))
 
     def check(self, n_classes: int) -> None:
         """Check q."""
@@ -109,3 +152,151 @@ class GeneralizedCrossEntropy(PointwiseLoss):
     def of_log_p(self, log_p: Tensor) -> Tensor:
         """Loss as an elementwise function of log p."""
         return -torch.expm1(self.q * log_p) / self.q
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum of the losses at all labels, `(..., 1)`."""
+        if isinstance(self.q, Tensor) or self.q < 0.01:
+            return -torch.expm1(self.q * x).sum(-1, keepdim=True) / self.q
+        # exp costs a fifth of expm1, and unless q is tiny the sum loses nothing by it
+        return (x.shape[-1] - torch.exp(self.q * x).sum(-1, keepdim=True)) / self.q
+
+
+@LOSSES.register("comp_sum")
+class CompSum(PointwiseLoss):
+    r"""Comp-sum loss: one exponent from the sum of exponentials to mean absolute error.
+
+    .. math:: \Phi^\tau(u) = \frac{(1 + u)^{1 - \tau} - 1}{1 - \tau}
+        = \frac{1 - p_y^{\tau - 1}}{\tau - 1}, \qquad
+        u = \sum_{k \ne y} e^{z_k - z_y} = \frac{1}{p_y} - 1
+
+    tau = 0 is the sum of exponentials, 1 cross entropy, between 1 and 2 generalised cross entropy
+    with q = tau - 1, and 2 mean absolute error. Below 1 the loss grows like a power of `1 / p_y`,
+    beyond any floating-point number: where the power exceeds exp(40) it goes on along its tangent
+    in log p_y.
+
+    Parameters
+    ----------
+    tau : float, default=1.5
+        In [0, inf).
+
+    References
+    ----------
+    A. Mao, M. Mohri, Y. Zhong, "Cross-entropy loss functions: theoretical analysis and
+    applications", ICML 2023, arXiv:2304.07288.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustclf.losses import CompSum
+    >>> logits, target = torch.tensor([[2.0, 0.0]]), torch.tensor([1])
+    >>> torch.cat([CompSum(tau)(logits, target) for tau in (0.0, 1.0, 1.7, 2.0)])
+    tensor([7.3891, 2.1269, 1.1062, 0.8808])
+    """
+
+    search_space = {"tau": uniform(0.5, 1.5)}  # noqa: RUF012
+
+    def __init__(self, tau: Scalar = 1.5) -> None:
+        self.tau = tau
+
+    bounded = property(lambda self: every(self.tau, lambda tau: tau > 1))
+    symmetric = property(lambda self: every(self.tau, lambda tau: tau == 2))
+    convex = property(lambda self: every(self.tau, lambda tau: tau <= 1))
+    proper = property(lambda self: every(self.tau, lambda tau: tau == 1))
+
+    def check(self, n_classes: int) -> None:
+        """Check tau."""
+        check_range("tau", self.tau, "[0, inf)")
+
+    def of_log_p(self, log_p: Tensor) -> Tensor:
+        """Loss as an elementwise function of log p."""
+        s = nonzero(self.tau - 1)
+        power = s * log_p
+        near = power.clamp(max=TANGENT)  # equal to the power for tau >= 1
+        return -(near.expm1() + near.exp() * (power - near)) / s
+
+
+@LOSSES.register("taylor_ce")
+class TaylorCrossEntropy(PointwiseLoss):
+    r"""Taylor cross entropy: the first t terms of the series of the cross entropy in 1 - p_y.
+
+    .. math:: \sum_{i=1}^{t} \frac{(1 - p_y)^i}{i}
+
+    Parameters
+    ----------
+    t : int, default=2
+        Terms, at least 1; one is the mean absolute error, all are cross entropy.
+
+    References
+    ----------
+    L. Feng, S. Shu, Z. Lin, F. Lv, L. Li, B. An, "Can cross entropy loss be robust to label
+    noise?", IJCAI 2020.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustclf.losses import TaylorCrossEntropy
+    >>> TaylorCrossEntropy(t=2)(torch.tensor([[2.0, 0.0]]), torch.tensor([1]))
+    tensor([1.2687])
+    """
+
+    bounded = True
+    search_space = {"t": [1, 2, 3, 4, 6, 8]}  # noqa: RUF012
+
+    def __init__(self, t: int | Tensor = 2) -> None:
+        self.t = t
+
+    symmetric = property(lambda self: every(self.t, lambda t: t == 1))
+
+    def check(self, n_classes: int) -> None:
+        """Check t."""
+        check_integer("t", self.t, "[1, inf)")
+
+    def of_log_p(self, log_p: Tensor) -> Tensor:
+        """Loss as an elementwise function of log p."""
+        u = -torch.expm1(log_p)
+        one = u.new_ones(())
+        series = torch.zeros_like(u)
+        for i in range(largest(self.t), 0, -1):  # Horner's scheme
+            series = u * (series + one / i * (i <= self.t))
+        return series
+
+
+@LOSSES.register("poly1")
+class Poly1(PointwiseLoss):
+    r"""Poly-1 loss: cross entropy with another weight on the first term of its series.
+
+    .. math:: -\log p_y + \epsilon (1 - p_y)
+
+    Parameters
+    ----------
+    epsilon : float, default=1.0
+        In [-1, inf); 0 is cross entropy. The paper tunes it per task.
+
+    References
+    ----------
+    Z. Leng, M. Tan, C. Liu, E. D. Cubuk, X. Shi, S. Cheng, D. Anguelov, "PolyLoss: a polynomial
+    expansion perspective of classification loss functions", ICLR 2022, arXiv:2204.12511.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustclf.losses import Poly1
+    >>> Poly1(epsilon=2.0)(torch.tensor([[2.0, 0.0]]), torch.tensor([1]))
+    tensor([3.8885])
+    """
+
+    search_space = {"epsilon": loguniform(0.3, 10)}  # noqa: RUF012
+
+    def __init__(self, epsilon: Scalar = 1.0) -> None:
+        self.epsilon = epsilon
+
+    convex = property(lambda self: every(self.epsilon, lambda epsilon: epsilon <= 1))
+    proper = property(lambda self: every(self.epsilon, lambda epsilon: epsilon == 0))
+
+    def check(self, n_classes: int) -> None:
+        """Check epsilon."""
+        check_range("epsilon", self.epsilon, "[-1, inf)")
+
+    def of_log_p(self, log_p: Tensor) -> Tensor:
+        """Loss as an elementwise function of log p."""
+        return -(log_p + self.epsilon * torch.expm1(log_p))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 
 import torch
+from scipy.stats import uniform
 from torch import Tensor
 
-from robustclf.losses._base import LOSSES, PointwiseLoss, Scalar, check_range
+from robustclf.losses._base import LOSSES, Loss, PointwiseLoss
+from robustclf.losses._hyperparameters import Scalar, check_range
 
 LOG_1E_4 = math.log(1e-4)
 
 
 @LOSSES.register("mae")
 class MeanAbsoluteError(PointwiseLoss):
-    """Mean absolute error, `1 - p_y`: robust to symmetric noise, slow to fit many classes.
+    r"""Mean absolute error: robust to symmetric noise, slow to fit many classes.
+
+    .. math:: 1 - p_y
 
     The L1 distance between the one-hot label and the probabilities is twice this. The asymmetric
     loss code (ALFs) uses the distance, the APL, ANL and GJS code the value here.
@@ -42,7 +46,9 @@ class MeanAbsoluteError(PointwiseLoss):
 
 @LOSSES.register("rce")
 class ReverseCrossEntropy(PointwiseLoss):
-    """Reverse cross entropy, `-sum_k p_k log onehot(y)_k = -A (1 - p_y)`, where log 0 is set to A.
+    r"""Reverse cross entropy: label and prediction trade places, and log 0 is set to A.
+
+    .. math:: -\sum_k p_k \log \mathbb{1}[k = y] = -A (1 - p_y)
 
     With soft targets it is the target-weighted mean of its values at the labels, as every loss
     here, not the cross entropy with the soft target inside the logarithm.
@@ -68,6 +74,7 @@ class ReverseCrossEntropy(PointwiseLoss):
 
     bounded = True
     symmetric = True
+    search_space = {"A": uniform(-10, 9)}  # noqa: RUF012
 
     def __init__(self, A: Scalar = LOG_1E_4) -> None:
         self.A = A
@@ -79,3 +86,39 @@ class ReverseCrossEntropy(PointwiseLoss):
     def of_log_p(self, log_p: Tensor) -> Tensor:
         """Loss as an elementwise function of log p."""
         return self.A * torch.expm1(log_p)
+
+
+@LOSSES.register("unhinged")
+class Unhinged(Loss):
+    r"""Unhinged loss: the hinge loss without its hinge, symmetric and convex.
+
+    .. math:: 1 - \Bigl(z_y - \frac{1}{K - 1} \sum_{k \ne y} z_k\Bigr)
+
+    With two classes this is the published `1 - y v` of the margin v. It is unbounded below: only
+    weight decay keeps the logits from growing for ever.
+
+    References
+    ----------
+    B. van Rooyen, A. K. Menon, R. C. Williamson, "Learning with symmetric label noise: the
+    importance of being unhinged", NeurIPS 2015, arXiv:1505.07634.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustclf.losses import Unhinged
+    >>> Unhinged().per_label(torch.tensor([[2.0, 0.0]]))
+    tensor([[-1.,  3.]])
+    """
+
+    symmetric = True
+    convex = True
+    takes_log_p = False
+
+    def prepare(self, logits: Tensor) -> Tensor:
+        """Return the logits: a shift of them does not matter."""
+        return logits
+
+    def of(self, x_y: Tensor, x: Tensor) -> Tensor:
+        """Loss of the labels whose logits are `x_y`."""
+        n_classes = x.shape[-1]
+        return 1 - (x_y - x.mean(-1, keepdim=True)) * (n_classes / (n_classes - 1))

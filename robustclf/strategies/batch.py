@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from robustclf.losses._base import check_range
+from robustclf.losses._hyperparameters import check_range
 from robustclf.strategies._base import STRATEGIES, Batch, Mixing, Strategy
 
 

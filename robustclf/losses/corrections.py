@@ -1,4 +1,4 @@
-"""Losses made from any loss: normalisation and correction by a transition matrix."""
+"""Losses corrected by the matrix of the noise."""
 
 from __future__ import annotations
 
@@ -7,55 +7,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from robustclf.losses._base import LOSSES, Loss, as_loss
-
-
-@LOSSES.register("normalized")
-class Normalized(Loss):
-    """Normalised loss, `loss_y / sum_k loss_k`: any non-negative loss made symmetric and bounded.
-
-    Parameters
-    ----------
-    loss : str or Loss, default="ce"
-        The loss to normalise.
-
-    References
-    ----------
-    X. Ma, H. Huang, Y. Wang, S. Romano, S. Erfani, J. Bailey, "Normalized loss functions for deep
-    learning with noisy labels", ICML 2020, arXiv:2006.13554.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from robustclf.losses import Normalized
-    >>> Normalized("gce").per_label(torch.tensor([[2.0, 0.0]]))
-    tensor([[0.0989, 0.9011]])
-    """
-
-    bounded = True
-    symmetric = True
-
-    def __init__(self, loss: str | Loss = "ce") -> None:
-        self.loss = loss
-
-    def check(self, n_classes: int) -> None:
-        """Check the inner loss."""
-        as_loss(self.loss).check(n_classes)
-
-    def per_label(self, logits: Tensor) -> Tensor:
-        """Loss of each sample at each label, `(..., class)` like `logits`."""
-        losses = as_loss(self.loss).per_label(logits)
-        return losses / losses.sum(-1, keepdim=True)
-
-    def at_label(self, logits: Tensor, index: Tensor) -> Tensor:
-        """Loss at the labels `index`, `(..., 1)`."""
-        losses = as_loss(self.loss).per_label(logits)
-        return losses.gather(-1, index) / losses.sum(-1, keepdim=True)
+from robustclf.losses._base import LOSSES, Loss, Wrapper
 
 
 @LOSSES.register("forward_corrected")
-class ForwardCorrected(Loss):
-    """Forward correction: the loss of `p @ T`, the probabilities that the noise makes of p.
+class ForwardCorrected(Wrapper):
+    r"""Forward correction: the loss of the probabilities that the noise makes of p.
+
+    .. math:: \ell(T^\top p)
 
     For cross entropy, as for any proper loss, the best p on noisy labels is the best on clean ones.
 
@@ -96,31 +55,30 @@ class ForwardCorrected(Loss):
     def bounded(self) -> bool:
         """Whether the inner loss is, or every label has a positive probability in each row of T."""
         positive = self.transition is not None and bool((_matrix(self.transition) > 0).all())
-        return positive or as_loss(self.loss).bounded
+        return positive or bool(self.inner.bounded)
 
-    @property
-    def symmetric(self) -> bool:
-        """Whether the inner loss is."""
-        return as_loss(self.loss).symmetric
+    symmetric = property(lambda self: self.inner.symmetric)
+    shift_invariant = True
+    takes_log_p = False
+
+    def prepare(self, logits: Tensor) -> Tensor:
+        """Return what the loss inside makes of the noisy probabilities."""
+        log_q = self._noisy_log_p(logits.log_softmax(-1))
+        return log_q if self.inner.takes_log_p else self.inner.prepare(log_q)
 
     def check(self, n_classes: int) -> None:
-        """Check the matrix and the inner loss."""
+        """Check the matrix and the loss inside."""
         _check_transition(self.transition, n_classes)
-        as_loss(self.loss).check(n_classes)
+        super().check(n_classes)
 
-    def per_label(self, logits: Tensor) -> Tensor:
-        """Loss of each sample at each label, `(..., class)` like `logits`."""
-        return as_loss(self.loss).per_label(self._noisy_log_p(logits))
+    def build(self, n_classes: int, n_members: int = 1) -> Loss:
+        """Return the checked loss, with the matrix as a tensor."""
+        return super().build(n_classes, n_members)._replaced(transition=_matrix(self.transition))
 
-    def at_label(self, logits: Tensor, index: Tensor) -> Tensor:
-        """Loss at the labels `index`, `(..., 1)`."""
-        return as_loss(self.loss).at_label(self._noisy_log_p(logits), index)
-
-    def _noisy_log_p(self, logits: Tensor) -> Tensor:
-        """Logarithm of p @ T, of which log_softmax is the identity."""
-        log_p = logits.log_softmax(-1)
+    def _noisy_log_p(self, log_p: Tensor) -> Tensor:
+        """Logarithm of p @ T."""
         T = _matrix(self.transition).to(log_p)
-        q = log_p.exp() @ T
+        q = _matmul(log_p.exp(), T)
         # where q underflows, its part p_y T_yy stands for it: a clamp would have no gradient
         smallest = torch.finfo(q.dtype).tiny / torch.finfo(q.dtype).eps
         stay = T.diagonal(dim1=-2, dim2=-1).clamp(min=smallest).log()
@@ -130,8 +88,10 @@ class ForwardCorrected(Loss):
 
 
 @LOSSES.register("backward_corrected")
-class BackwardCorrected(Loss):
-    """Backward correction, `sum_j (T^-1)_yj loss_j`: its mean over noisy labels is the clean loss.
+class BackwardCorrected(Wrapper):
+    r"""Backward correction: its mean over noisy labels is the loss of the clean label.
+
+    .. math:: \sum_j (T^{-1})_{yj} \, \ell_j
 
     Unbiased, but some coefficients are negative: the correction of an unbounded loss is unbounded
     below, and a flexible network will find that out.
@@ -165,25 +125,43 @@ class BackwardCorrected(Loss):
         self.loss = loss
         self.transition = transition
 
-    @property
-    def bounded(self) -> bool:
-        """Whether the inner loss is."""
-        return as_loss(self.loss).bounded
+    bounded = property(lambda self: self.inner.bounded)
+    labelwise = False
 
     def check(self, n_classes: int) -> None:
-        """Check the matrix, also that it is invertible, and the inner loss."""
+        """Check the matrix, also that it is invertible, and the loss inside."""
         condition = torch.linalg.cond(_check_transition(self.transition, n_classes))
         if not (condition < 1e6).all():
             raise ValueError(
                 f"transition must be invertible, got condition number {condition.max():.3g}"
             )
-        as_loss(self.loss).check(n_classes)
+        super().check(n_classes)
 
-    def per_label(self, logits: Tensor) -> Tensor:
-        """Loss of each sample at each label, `(..., class)` like `logits`."""
-        losses = as_loss(self.loss).per_label(logits)
-        inverse: Tensor = torch.linalg.inv(_matrix(self.transition))
-        return losses @ inverse.mT.to(losses)
+    def build(self, n_classes: int, n_members: int = 1) -> Loss:
+        """Return the checked loss, with the matrix inverted once."""
+        inverse = torch.linalg.inv(_matrix(self.transition))
+        return super().build(n_classes, n_members)._replaced(inverse_=inverse)
+
+    def value_at(self, x: Tensor, index: Tensor) -> Tensor:
+        """Loss at the labels `index`, `(..., 1)`."""
+        return self.values(x).gather(-1, index)
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum of the losses at all labels, `(..., 1)`."""
+        return self.values(x).sum(-1, keepdim=True)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Loss of each sample at each label."""
+        losses = self.inner.values(x)
+        built = hasattr(self, "inverse_")
+        inverse: Tensor = self.inverse_ if built else torch.linalg.inv(_matrix(self.transition))
+        return _matmul(losses, inverse.mT.to(losses))
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product in the precision of its factors: losses keep theirs under autocast."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 def _matrix(transition: ArrayLike | Tensor | None) -> Tensor:
