@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robustclf.losses._base import LOSSES
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 accuracy = importlib.import_module("accuracy")
 data = importlib.import_module("data")
+losses = importlib.import_module("losses")
 
 
 @pytest.mark.parametrize("noise", ["symmetric", "pair", "instance"])
@@ -84,3 +87,42 @@ def test_runs_are_appended_once_and_failures_recorded(tmp_path, capsys):
     assert broken["settings"] == {"loss": "typo"}
     assert "error" in broken
     assert capsys.readouterr().out.count("digits") == 2
+
+
+def test_losses_are_timed_at_every_shape_and_written(tmp_path, capsys):
+    path = tmp_path / "costs.json"
+    aliases = ["mae", "nce", "legendretron", "backward_corrected"]
+    command = f"--losses {','.join(aliases)} --shapes 64x4,2x1001 --rounds 2 --json {path}"
+    losses.main(command.split())
+    written = json.loads(path.read_text())
+    assert written.keys() == {"torch", "threads", "shapes", "ratios"}
+    assert written["shapes"] == [[64, 4], [2, 1001]]
+    assert list(written["ratios"]) == aliases
+    assert written["ratios"].pop("backward_corrected")[1] is None
+    assert all(ratio > 0 for row in written["ratios"].values() for ratio in row)
+    printed = capsys.readouterr().out
+    assert "| backward_corrected |" in printed
+    assert "| 64 x 4 | 2 x 1,001 |" in printed
+
+
+def test_every_loss_of_the_package_is_timed():
+    tasks = losses.tasks_at((8, 3), losses.all_aliases(), "cpu")
+    assert set(tasks) == {*LOSSES.names(), losses.REFERENCE}
+    for task in tasks.values():
+        task()
+
+
+def test_missed_goals_have_a_mark_and_learned_losses_no_goal():
+    ratios = {"mae": [1.3, 1.31], "nce": [2.5, None], "ensloss": [99.0, 1.0]}
+    table = losses.table(ratios, [(64, 4), (8, 5)])
+    assert "| pointwise (goal 1.3) | 64 x 4 | 8 x 5 |" in table
+    assert "| mae | 1.30 | 1.31 * |" in table
+    assert "| nce | 2.50 | - |" in table
+    assert "| ensloss | 99.00 | 1.00 |" in table
+
+
+def test_documented_costs_are_of_every_loss():
+    costs = json.loads((Path(__file__).parents[1] / "docs" / "loss_costs.json").read_text())
+    assert costs["ratios"].keys() == set(LOSSES.names()), (
+        "run `python benchmarks/losses.py --json docs/loss_costs.json` with nothing else running"
+    )

@@ -281,9 +281,13 @@ def test_vmap(loss, target):
     assert_close(grad, torch.func.grad(lambda z: loss(z, target).sum())(LOGITS))
 
 
-@each_built
-@pytest.mark.parametrize("target", [TARGET, SOFT], ids=["labels", "soft"])
-def test_compile(loss, target):
+@pytest.mark.parametrize(
+    ("alias", "target"),
+    [(alias, TARGET) for alias in LOSSES.names()]  # a second each: soft targets for a few alone
+    + [(alias, SOFT) for alias in ("gce", "nfl+mae", "forward_corrected", "eps_softmax")],
+)
+def test_compile(alias, target):
+    loss = BUILT[alias]
     torch._dynamo.reset()
 
     def value_and_grad(function):
@@ -775,6 +779,47 @@ def test_gradient(loss):
     logits = LOGITS.clone().requires_grad_()
     assert torch.autograd.gradcheck(loss.per_label, logits)
     assert torch.autograd.gradcheck(lambda z: loss(z, TARGET), logits)
+
+
+# losses that are sums over the classes in part, with derivatives written out
+SUMMED = {
+    "nfl": make_loss("nfl"),
+    "nfl, gamma=2": make_loss("nfl", gamma=2.0),
+    "ngce": make_loss("ngce"),
+    "nnfl": make_loss("nnfl"),
+    "anorm": make_loss("anorm"),
+    "bi_tempered": make_loss("bi_tempered"),
+}
+
+
+@pytest.mark.parametrize("loss", SUMMED.values(), ids=SUMMED)
+def test_second_derivative(loss):
+    logits = LOGITS.clone().requires_grad_()
+    if not isinstance(loss, BiTempered):  # whose normaliser has a first derivative only
+        assert torch.autograd.gradgradcheck(lambda z: loss(z, TARGET), logits)
+    expected = torch.func.grad(lambda z: loss(z, TARGET).sum())(LOGITS)
+    (grad,) = torch.autograd.grad(loss(logits, TARGET).sum(), logits, create_graph=True)
+    assert_close(grad.detach(), expected)
+
+
+@pytest.mark.parametrize("loss", SUMMED.values(), ids=SUMMED)
+def test_many_rows_are_summed_in_blocks(loss):
+    logits = draw(2, 150, 500).requires_grad_()
+    target = torch.arange(150) % 500
+    value = loss(logits, target)
+    (grad,) = torch.autograd.grad(value.sum(), logits)
+    few = logits.detach()[1, 140:].requires_grad_()
+    assert_close(loss(few, target[140:]), value[1, 140:])
+    assert_close(torch.autograd.grad(loss(few, target[140:]).sum(), few)[0], grad[1, 140:])
+
+
+def test_detached_focal_factors_are_constants_of_the_sum():
+    logits = LOGITS.clone().requires_grad_()
+    total = Focal(2.0, detach_focal=True).total(logits.log_softmax(-1))
+    (grad,) = torch.autograd.grad(total.sum(), logits)
+    weight = (1 - LOGITS.softmax(-1)) ** 2
+    (expected,) = torch.autograd.grad((weight * CrossEntropy().per_label(logits)).sum(), logits)
+    assert_close(grad, expected)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])

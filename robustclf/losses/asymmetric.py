@@ -8,6 +8,7 @@ from torch import Tensor
 
 from robustclf.losses._base import LOSSES, Loss, PointwiseLoss
 from robustclf.losses._hyperparameters import Scalar, check_range
+from robustclf.losses._row_sum import power_sum
 
 
 @LOSSES.register("agce")
@@ -181,6 +182,6 @@ class AsymmetricNorm(Loss):
 
     def of(self, x_y: Tensor, x: Tensor) -> Tensor:
         """Loss of the labels whose log probabilities are `x_y`."""
-        others = torch.exp(self.p * x).sum(-1, keepdim=True) - torch.exp(self.p * x_y)
+        others = power_sum(x, self.p) - torch.exp(self.p * x_y)
         label = (self.a - x_y.exp()) ** self.p - (self.a - 1) ** self.p
         return (others + label) / self.p

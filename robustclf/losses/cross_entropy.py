@@ -9,13 +9,13 @@ from torch import Tensor
 from robustclf.losses._base import LOSSES, PointwiseLoss
 from robustclf.losses._hyperparameters import (
     Scalar,
-    at_least,
     check_integer,
     check_range,
     every,
     largest,
     nonzero,
 )
+from robustclf.losses._row_sum import power_sum, row_sum
 
 TANGENT = 40.0  # exponent from which an exponential loss goes on along its tangent
 
@@ -96,17 +96,28 @@ class Focal(PointwiseLoss):
         """Loss as an elementwise function of log p."""
         # at p = 1 the slope of the power may be infinite; tiny changes no other value of 1 - p
         missing = torch.finfo(log_p.dtype).tiny - torch.expm1(log_p)
-        return -(self._power(missing) * log_p)
+        focal = missing**self.gamma
+        return -((focal.detach() if self.detach_focal else focal) * log_p)
 
     def total(self, x: Tensor) -> Tensor:
         """Sum of the losses at all labels, `(..., 1)`."""
-        # exp costs a fifth of expm1, and to the sum what it loses near p = 1 is nothing
-        missing = at_least(1 - x.exp(), torch.finfo(x.dtype).eps)
-        return -(self._power(missing) * x).sum(-1, keepdim=True)
+        gamma = self.gamma
+        if isinstance(gamma, Tensor):
+            return super().total(x)
 
-    def _power(self, missing: Tensor) -> Tensor:
-        focal = missing**self.gamma
-        return focal.detach() if self.detach_focal else focal
+        def fast(log_p: Tensor, total: Tensor, slope: Tensor) -> None:
+            # exp costs a fifth of expm1, and what it loses near p = 1 is nothing to the sum
+            p = log_p.exp()
+            missing = (1 + torch.finfo(p.dtype).eps) - p
+            focal = missing.sqrt() if gamma == 0.5 else missing**gamma
+            losses = focal * log_p
+            torch.sum(losses, -1, keepdim=True, out=total)
+            if self.detach_focal:
+                slope.copy_(focal)
+            else:
+                torch.addcdiv(focal, losses.mul_(p), missing, value=-gamma, out=slope)
+
+        return -row_sum(x, lambda log_p: -self.of_log_p(log_p), fast)
 
 
 @LOSSES.register("gce")
@@ -158,7 +169,7 @@ class GeneralizedCrossEntropy(PointwiseLoss):
         if isinstance(self.q, Tensor) or self.q < 0.01:
             return -torch.expm1(self.q * x).sum(-1, keepdim=True) / self.q
         # exp costs a fifth of expm1, and unless q is tiny the sum loses nothing by it
-        return (x.shape[-1] - torch.exp(self.q * x).sum(-1, keepdim=True)) / self.q
+        return (x.shape[-1] - power_sum(x, self.q)) / self.q
 
 
 @LOSSES.register("comp_sum")
@@ -211,7 +222,9 @@ class CompSum(PointwiseLoss):
         """Loss as an elementwise function of log p."""
         s = nonzero(self.tau - 1)
         power = s * log_p
-        near = power.clamp(max=TANGENT)  # equal to the power for tau >= 1
+        if not isinstance(s, Tensor) and s > 0:
+            return -power.expm1() / s
+        near = power.clamp(max=TANGENT)
         return -(near.expm1() + near.exp() * (power - near)) / s
 
 

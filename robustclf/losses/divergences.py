@@ -51,12 +51,11 @@ class JensenShannon(PointwiseLoss):
 
     def of_log_p(self, log_p: Tensor) -> Tensor:
         """Loss as an elementwise function of log p."""
-        pi1, pi2 = self.pi1, 1 - self.pi1
-        p, missing = log_p.exp(), -torch.expm1(log_p)
-        log_m = torch.log1p(-pi2 * missing)
-        of_label = -log_m
-        of_prediction = p * (log_p - log_m) - missing * log(pi2)
-        return (pi1 * of_label + pi2 * of_prediction) / (-pi2 * log(pi2))
+        pi2 = 1 - self.pi1
+        shift = pi2 * torch.expm1(log_p)  # m_y = 1 + shift, exact where p_y is near one
+        own = pi2 * log_p.exp() * log_p - (1 + shift) * torch.log1p(shift)
+        divergence: Tensor = own / (-pi2 * log(pi2)) - shift / pi2
+        return divergence
 
 
 @LOSSES.register("gjs")
@@ -114,17 +113,17 @@ class GeneralizedJensenShannon(Loss):
 
     def of(self, x_y: Tensor, x: Tensor) -> Tensor:
         """Loss of the labels whose log probabilities are `x_y`."""
-        p = x.exp()
-        entropy = -(p * x).sum(-1, keepdim=True)
-        mean, mean_y = self._over_views(p), self._over_views(x_y.exp())
         pi1, pi2 = self.pi1, 1 - self.pi1
-        # -H(m), but for its term of the label: m log m at pi2 p, then at pi1 + pi2 p
-        of_all = _x_log_x(pi2 * mean).sum(-1, keepdim=True)
-        of_label = _x_log_x(pi2 * mean_y) - _x_log_x(pi2 * mean_y + pi1)
-        divergence = of_label - of_all - pi2 * self._over_views(entropy)
+        p, p_y = x.exp(), self._mean(x_y.exp())
+        entropy = mixed = -(p * x).sum(-1, keepdim=True)
+        if x.ndim > 2 and self.n_views > 1:
+            entropy, mixed = self._mean(entropy), -_x_log_x(self._mean(p)).sum(-1, keepdim=True)
+        # H(m): that of pi2 times the mean view, but for the term of the label, which gains pi1
+        of_label = _x_log_x(pi2 * p_y) - _x_log_x(pi2 * p_y + pi1)
+        divergence: Tensor = of_label + pi2 * (mixed - log(pi2) - entropy)
         return divergence / (-pi2 * log(pi2))
 
-    def _over_views(self, values: Tensor) -> Tensor:
+    def _mean(self, values: Tensor) -> Tensor:
         """Mean of the views, for each of them."""
         if values.ndim < 3 or self.n_views == 1:
             return values

@@ -201,6 +201,19 @@ class Clipped(Wrapper):
         check_range("theta", self.theta, "(0, 1)")
         super().check(n_classes)
 
+    def build(self, n_classes: int, n_members: int = 1) -> Loss:
+        """Return the checked loss, with its slope below theta."""
+        built = super().build(n_classes, n_members)
+        if self.inner.pointwise:
+            built = built._replaced(tau_=self._tau(torch.zeros((), dtype=torch.float64)))
+        return built
+
+    def _tau(self, x: Tensor) -> Tensor:
+        slope: Tensor = torch.func.grad(lambda x: self.inner.of(x, x).sum())(
+            like(log(self.theta), x)
+        )
+        return -slope / self.theta
+
     def prepare(self, logits: Tensor) -> Tensor:
         """Return log probabilities if the loss inside is pointwise, else the logits."""
         return self.inner.prepare(logits) if self.inner.pointwise else logits
@@ -211,8 +224,7 @@ class Clipped(Wrapper):
 
     def of(self, x_y: Tensor, x: Tensor) -> Tensor:
         """Loss of the labels whose log probabilities are `x_y`, if the loss inside is pointwise."""
-        log_theta = like(log(self.theta), x)
-        tau = -torch.func.grad(lambda x: self.inner.of(x, x).sum())(log_theta) / self.theta
+        tau = like(self.tau_ if hasattr(self, "tau_") else self._tau(x), x)
         near = at_least(x_y, log(self.theta))
         linear: Tensor = tau * (self.theta - x_y.exp()).relu()
         return self.inner.of(near, near) + linear

@@ -14,7 +14,6 @@ from robustclf._registry import check_known
 from robustclf.losses._base import LOSSES, Loss
 from robustclf.losses._hyperparameters import (
     Scalar,
-    at_least,
     check_integer,
     check_range,
     largest,
@@ -22,21 +21,22 @@ from robustclf.losses._hyperparameters import (
 )
 
 
-def _softplus_scores(z: Tensor) -> Tensor:
-    positive = F.softplus(at_least(z, -80.0))  # below, it underflows in float32
-    return positive / positive.mean(-1, keepdim=True)
+def _softplus_scores(z: Tensor) -> tuple[Tensor, Tensor | float]:
+    positive = F.softplus(z)
+    return positive, positive.mean(-1, keepdim=True) + 1e-30  # of logits below -70 all underflow
 
 
-def _l1_scores(z: Tensor) -> Tensor:
+def _l1_scores(z: Tensor) -> tuple[Tensor, Tensor | float]:
     size = z.abs().mean(-1, keepdim=True)
-    return z / torch.where(size > 0, size, 1.0)
+    return z, torch.where(size > 0, size, 1.0)
 
 
-# f as a function of the logits; the two published ones have a mean, or a mean size, of one
-NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+# scores as a function of the logits, and the size they are divided by; the two published ones
+# then have a mean, or a mean of absolute values, of one
+NORMALIZATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | float]]] = {
     "softplus": _softplus_scores,
     "l1": _l1_scores,
-    "none": lambda z: z,
+    "none": lambda z: (z, 1.0),
 }
 
 
@@ -58,7 +58,13 @@ class LabelRobust(Loss):
 
     def prepare(self, logits: Tensor) -> Tensor:
         """Return the scores f."""
-        return NORMALIZATIONS[self.normalization](logits)
+        return self._scores(logits, 1.0)
+
+    def _scores(self, logits: Tensor, scale: Scalar) -> Tensor:
+        scores, size = NORMALIZATIONS[self.normalization](logits)
+        if isinstance(size, float) and isinstance(scale, float) and size == scale:
+            return scores
+        return scores / (size * scale)
 
 
 def _worst_case(log_q: Tensor, margin: Scalar, lam: Scalar, n_classes: int) -> Tensor:
@@ -128,7 +134,7 @@ class LabelRobustKL(LabelRobust):
 
     def prepare(self, logits: Tensor) -> Tensor:
         """Return log softmax(f / lambda)."""
-        return (super().prepare(logits) / self.lam).log_softmax(-1)
+        return self._scores(logits, self.lam).log_softmax(-1)
 
     def of(self, x_y: Tensor, x: Tensor) -> Tensor:
         """Loss of the labels whose log softmax(f / lambda) are `x_y`."""
@@ -219,8 +225,8 @@ class AdaptiveLabelRobustKL(LabelRobust):
         log_k = math.log(f.shape[-1])
         lam = self.lam0 * torch.ones_like(f[..., :1])
         for _ in range(largest(self.n_steps)):
-            q = ((f / lam).softmax(-1) + 1e-5) / (1 + 1e-5 * f.shape[-1])
-            kl = (q * q.log()).sum(-1, keepdim=True) + log_k
+            q = (f / lam).softmax(-1).add_(1e-5).div_(1 + 1e-5 * f.shape[-1])
+            kl = q.log().mul_(q).sum(-1, keepdim=True) + log_k
             lam = self.lam0 - self.lam0 / (self.alpha * log_k) * kl
         return lam
 
@@ -293,6 +299,6 @@ def _top(x: Tensor, n: int) -> Tensor:
     n = min(n, x.shape[-1])
     rest, index = x.detach(), []
     for _ in range(n):  # topk is slower, for the few that are wanted
-        index.append(rest.argmax(-1, keepdim=True))
+        index.append(rest.max(-1, keepdim=True).indices)
         rest = rest.scatter(-1, index[-1], -math.inf)
     return x.gather(-1, torch.cat(index, -1))

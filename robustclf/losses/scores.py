@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustclf.losses._base import LOSSES, Loss
 from robustclf.losses._hyperparameters import Scalar, check_range, every, nonzero
+from robustclf.losses._row_sum import power_sum
 
 ITERATIONS = 4  # of Newton's method, which then is exact to float64 (see the tests)
 
@@ -66,7 +67,7 @@ class BiTempered(Loss):
     def of(self, x_y: Tensor, x: Tensor) -> Tensor:
         """Loss of the labels whose log probabilities, of the tempered softmax, are `x_y`."""
         s, power = nonzero(1 - self.t1), 2 - self.t1
-        rest = (1 - torch.exp(power * x).sum(-1, keepdim=True)) / power
+        rest = (1 - power_sum(x, power)) / power
         return -torch.expm1(s * x_y) / s - rest
 
     def predict_proba(self, logits: Tensor) -> Tensor:
@@ -79,20 +80,16 @@ class BiTempered(Loss):
         with torch.no_grad():
             normaliser = z.amax(-1, keepdim=True)
             for _ in range(ITERATIONS):
-                total, slope = self._mass(z, normaliser)
+                base = (normaliser - z).mul_(s)
+                p = torch.log1p(base).div_(-s).exp_()
+                total, slope = p.sum(-1, keepdim=True), p.div_(base.add_(1)).sum(-1, keepdim=True)
                 normaliser = normaliser + torch.expm1(s * total.log()) / s * total / slope
-            _, slope = self._mass(z, normaliser)
         # the step that is left carries the gradient of the normaliser as a function of z
-        mass = torch.exp(-torch.log1p(s * (normaliser - z)) / s).sum(-1, keepdim=True)
-        normaliser = normaliser + (mass - 1) / slope
-        return -torch.log1p(s * (normaliser - z)) / s
-
-    def _mass(self, z: Tensor, normaliser: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the tempered exponentials, and minus its slope in the normaliser."""
-        s = nonzero(self.t2 - 1)
         base = s * (normaliser - z)
-        p = torch.exp(-torch.log1p(base) / s)
-        return p.sum(-1, keepdim=True), (p / (1 + base)).sum(-1, keepdim=True)
+        p = torch.exp(torch.log1p(base) / -s)
+        slope = (p.detach() / (1 + base.detach())).sum(-1, keepdim=True)
+        normaliser = normaliser + (p.sum(-1, keepdim=True) - 1) / slope
+        return torch.log1p(s * (normaliser - z)) / -s
 
 
 @LOSSES.register("squentropy")
