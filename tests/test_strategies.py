@@ -9,6 +9,7 @@ from skorch.callbacks import Callback
 from torch.testing import assert_close
 
 from robustclf import RobustClassifier, list_losses, list_strategies, make_loss, make_strategy
+from robustclf.losses._base import LOSSES
 from robustclf.strategies import (
     Batch,
     CoTeaching,
@@ -293,40 +294,53 @@ def test_elr_warns_on_bounded_losses_only(iris, loss, recwarn):
     assert all("loss='ce'" in message for message in warned)
 
 
-# Every combination ----------------------------------------------------------------------------
+# Combinations ---------------------------------------------------------------------------------
 
-CORRECTED = {
-    alias: make_loss(alias, transition=0.7 * np.eye(3) + 0.1)
-    for alias in ("forward_corrected", "backward_corrected")
+NEEDED = {
+    "forward_corrected": {"transition": 0.7 * np.eye(3) + 0.1},
+    "backward_corrected": {"transition": 0.7 * np.eye(3) + 0.1},
+    "logit_adjusted": {"prior": [0.5, 0.3, 0.2]},
 }
-STRATEGIES = [*list_strategies(), list_strategies()]
+# one strategy of each place with every loss, and losses of each kind with every strategy
+ONE_OF_EACH_PLACE = ["mixup", "label_smoothing", "co_teaching", "elr"]
+ONE_OF_EACH_KIND = ["ce", "gce", "nce+rce", "squentropy", "gjs", "evidential", "legendretron"]
+PAIRS = {(loss, strategy) for loss in LOSSES.names() for strategy in ONE_OF_EACH_PLACE}
+PAIRS |= {(loss, strategy) for loss in ONE_OF_EACH_KIND for strategy in list_strategies()}
+
+
+def assert_fits(iris, loss, strategy, optimizer):
+    X, y = iris[0][::3], iris[1][::3]
+    clf = RobustClassifier(
+        loss=make_loss(loss, **NEEDED.get(loss, {})),
+        strategy=strategy,
+        optimizer=optimizer,
+        cross_fit=2,
+        hidden=(4,),
+        max_epochs=3,
+        batch_size=20,
+        lr=0.01,
+        random_state=0,
+    ).fit(X, y)
+    proba = clf.predict_proba(X)
+    assert proba.shape == clf.oof_proba_.shape == (50, 3)
+    assert np.isfinite(clf.history_[:, "train_loss"]).all()
+    np.testing.assert_allclose(proba.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(clf.oof_proba_.sum(1), 1, atol=1e-5)
+    assert proba.std(0).max() > 0
 
 
 @pytest.mark.filterwarnings(ELR_WARNING)
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-@pytest.mark.parametrize(
-    "loss", [*list_losses(), *CORRECTED.values()], ids=lambda loss: str(loss)[:20]
-)
-def test_every_loss_fits_with_every_strategy_and_optimizer(iris, loss, strategy):
-    X, y = iris[0][::3], iris[1][::3]
-    for optimizer in ("adamw", "sam", "sgd"):
-        clf = RobustClassifier(
-            loss=loss,
-            strategy=strategy,
-            optimizer=optimizer,
-            cross_fit=2,
-            hidden=(4,),
-            max_epochs=3,
-            batch_size=20,
-            lr=0.01,
-            random_state=0,
-        ).fit(X, y)
-        proba = clf.predict_proba(X)
-        assert proba.shape == clf.oof_proba_.shape == (50, 3)
-        assert np.isfinite(clf.history_[:, "train_loss"]).all()
-        np.testing.assert_allclose(proba.sum(1), 1, atol=1e-5)
-        np.testing.assert_allclose(clf.oof_proba_.sum(1), 1, atol=1e-5)
-        assert proba.std(0).max() > 0
+@pytest.mark.parametrize(("loss", "strategy"), sorted(PAIRS))
+def test_losses_fit_with_strategies(iris, loss, strategy):
+    optimizer = ("adamw", "sam", "sgd")[(len(loss) + len(strategy)) % 3]
+    assert_fits(iris, loss, strategy, optimizer)
+
+
+@pytest.mark.filterwarnings(ELR_WARNING)
+@pytest.mark.parametrize("optimizer", ["adamw", "sam", "sgd"])
+@pytest.mark.parametrize("loss", ONE_OF_EACH_KIND)
+def test_losses_fit_with_all_strategies_at_once(iris, loss, optimizer):
+    assert_fits(iris, loss, list_strategies(), optimizer)
 
 
 @pytest.mark.parametrize("strategy", [None, *list_strategies()])
