@@ -155,15 +155,37 @@ def describe(result: Run) -> str:
 
 def summarise(args: argparse.Namespace) -> str:
     """Return the table: per noise, the mean over the cells that all shown models have."""
-    done = read_results(args.results, args.max_train)
-    done = {cell: runs for cell, runs in done.items() if is_wanted(cell, args)}
-    models = args.models or sorted({model for runs in done.values() for model in runs})
-    cells = {cell: runs for cell, runs in done.items() if is_complete(runs, models)}
+    done, cells, models = _chosen(args)
+    if args.by_model:
+        return _model_rows(_groups(cells, args.detail), models)
     rows = [_row(label, group, models) for label, group in _groups(cells, args.detail).items()]
     if cells:
         rows += _seconds_rows(cells, models)
     head = ["| noise | data sets | runs | " + " | ".join(models) + " |"]
     return "\n".join([*head, "|---" * (3 + len(models)) + "|", *rows, *_failures(done, models)])
+
+
+def _chosen(args: argparse.Namespace) -> tuple[Cells, Cells, list[str]]:
+    """Return the wanted cells, those of them that all shown models have, and these models."""
+    done = read_results(args.results, args.max_train)
+    done = {cell: runs for cell, runs in done.items() if is_wanted(cell, args)}
+    models = args.models or sorted({model for runs in done.values() for model in runs})
+    return done, {cell: runs for cell, runs in done.items() if is_complete(runs, models)}, models
+
+
+def _model_rows(groups: dict[str, Cells], models: list[str]) -> str:
+    """Return the table turned round, the models with the best mean over the columns first."""
+    means = {
+        model: [
+            mean(runs[model]["accuracy"] for runs in cells.values()) for cells in groups.values()
+        ]
+        for model in models
+    }
+    lines = ["| model | mean | " + " | ".join(groups) + " |", "|---" * (2 + len(groups)) + "|"]
+    for model in sorted(models, key=lambda model: -mean(means[model])):
+        shown = [f"{value:.3f}" for value in [mean(means[model]), *means[model]]]
+        lines.append(f"| {model} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def is_wanted(cell: Cell, args: argparse.Namespace) -> bool:
@@ -232,6 +254,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--models", type=names, help=f"of {', '.join(PEERS)} and the --name of a variant")
     add("--name", default="robustclf", help="label of RobustClassifier with these --set")
     add("--set", action="append", default=[], metavar="KEY=VALUE", type=parse_setting)
+    add("--losses", type=names, help="instead: RobustClassifier with each of these, by its alias")
     add("--datasets", type=names, default=[*TABLES, "cifar10n"])
     add("--noises", type=names, default=[*INJECTED, *HUMAN_NOISE])
     add("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], help="default 0")
@@ -240,6 +263,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--results", type=Path, default=RESULTS)
     add("--retry", action="store_true", help="run again what ended in an error")
     add("--summary", action="store_true", help="print the table of the results, run nothing")
+    add("--by-model", action="store_true", help="summary with one row per model, sorted")
     add("--detail", action="store_true", help="summary with one row per data set")
     args = parser.parse_args(argv)
     args.settings = dict(args.set)
@@ -255,5 +279,10 @@ if __name__ == "__main__":
     arguments = parse_args()
     if arguments.summary:
         print(summarise(arguments))
+    elif arguments.losses:
+        for loss in arguments.losses:
+            arguments.name, arguments.models = loss, [loss]
+            arguments.settings = dict(arguments.set) | {"loss": loss}
+            run_all(arguments)
     else:
         run_all(arguments)

@@ -1,22 +1,19 @@
-"""Sphinx configuration; the tables of losses and strategies are made from the registries."""
+"""Sphinx configuration; `_ext/registry_tables.py` makes the tables of losses and strategies."""
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+import re
+import sys
+from pathlib import Path
+from typing import Any
 
-from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 import robustclf
-from robustclf.losses._base import LOSSES
-from robustclf.strategies import make_strategy, overrides
-from robustclf.strategies._base import STRATEGIES
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "robustclf"
 author = "the robustclf contributors"
@@ -28,6 +25,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "numpydoc",
+    "registry_tables",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "auto_examples/GALLERY_HEADER.rst"]
@@ -36,6 +34,7 @@ default_role = "literal"
 
 html_theme = "furo"
 html_title = f"robustclf {release}"
+mathjax4_config = {"output": {"displayOverflow": "linebreak"}}  # of formulas wider than their place
 
 autosummary_generate = True
 autosummary_ignore_module_all = False
@@ -55,75 +54,13 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
 }
 
-HOOKS = {"on_batch": "x, t", "relabel": "t", "weigh": "w", "penalty": "R"}
 
-
-def summary(factory: Callable[..., Any]) -> str:
-    """Return the first paragraph of a docstring on one line."""
-    return " ".join((inspect.getdoc(factory) or "").partition("\n\n")[0].split())
-
-
-def parameters(factory: Callable[..., Any]) -> str:
-    """Return the names of the parameters with their defaults."""
-    signature = inspect.signature(factory).parameters.values()
-    return ", ".join(f"``{p.name}={_short(p.default)}``" for p in signature)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else repr(value)
-
-
-def loss_rows() -> Iterator[list[str]]:
-    """Describe every loss of the registry."""
-    yield ["alias", "loss", "parameters", "bounded", "symmetric"]
-    for alias in LOSSES.names():
-        factory = LOSSES.get(alias)
-        loss = factory()
-        marks = ["yes" if fact else "" for fact in (loss.bounded, loss.symmetric)]
-        yield [_link(alias, factory), summary(factory), parameters(factory), *marks]
-
-
-def strategy_rows() -> Iterator[list[str]]:
-    """Describe every strategy of the registry."""
-    yield ["alias", "strategy", "edits", "parameters", "members"]
-    for alias in STRATEGIES.names():
-        factory, strategy = STRATEGIES.get(alias), make_strategy(alias)
-        places = " and ".join(
-            f"`{place}`" for hook, place in HOOKS.items() if overrides(strategy, hook)
-        )
-        yield [
-            _link(alias, factory),
-            summary(factory),
-            places,
-            parameters(factory),
-            str(strategy.n_members),
-        ]
-
-
-def _link(alias: str, factory: Callable[..., Any]) -> str:
-    role = "class" if inspect.isclass(factory) else "func"
-    package = ".".join(factory.__module__.split(".")[:2])
-    module = package if inspect.isclass(factory) else factory.__module__
-    return f':py:{role}:`"{alias}" <{module}.{factory.__name__}>`'
-
-
-class RegistryTable(SphinxDirective):
-    """``.. registry-table:: losses``: one row for each alias, so a new one appears by itself."""
-
-    required_arguments = 1
-    tables: ClassVar[dict[str, Callable[[], Iterator[list[str]]]]] = {
-        "losses": loss_rows,
-        "strategies": strategy_rows,
-    }
-
-    def run(self) -> list[nodes.Node]:
-        """Write the table as reStructuredText and parse it."""
-        lines = [".. list-table::", "   :header-rows: 1", ""]
-        for row in self.tables[self.arguments[0]]():
-            lines += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(row)]
-        return self.parse_text_to_nodes("\n".join(lines))
+def leave_out(app: Sphinx, what: str, name: str, member: object, *_: Any) -> bool | None:
+    """Leave out scikit-learn's `set_fit_request` and the like, and properties without a word."""
+    silent = isinstance(member, property) and not member.__doc__
+    return True if silent or re.fullmatch(r"set_\w+_request", name) else None
 
 
 def setup(app: Sphinx) -> None:
-    """Add the directive."""
-    app.add_directive("registry-table", RegistryTable)
+    """Register what to leave out."""
+    app.connect("autodoc-skip-member", leave_out)

@@ -398,7 +398,7 @@ class RobustNet(NeuralNetClassifier):
     @torch.inference_mode()
     def proba(self, logits: Tensor) -> Tensor:
         """Return the class probabilities that the loss reads off the logits."""
-        return self.criterion_.loss.predict_proba(logits)
+        return self.criterion_.loss.inverse_link(logits)
 
     def mean_proba(self, logits: Tensor) -> Tensor:
         """Return the mean probabilities of the members, ``(sample, class)``."""

@@ -126,3 +126,25 @@ def test_documented_costs_are_of_every_loss():
     assert costs["ratios"].keys() == set(LOSSES.names()), (
         "run `python benchmarks/losses.py --json docs/loss_costs.json` with nothing else running"
     )
+
+
+def test_summary_by_model_puts_the_best_first(tmp_path):
+    results = tmp_path / "results.jsonl"
+    cell = {"dataset": "digits", "seed": 0, "max_train": 10_000, "settings": {}}
+    lines = [
+        cell | {"noise": noise, "model": model, "accuracy": value, "fit_seconds": 1.0}
+        for noise, model, value in [
+            ("none", "ce", 0.9),
+            ("none", "mae", 0.8),
+            ("pair-.4", "ce", 0.5),
+            ("pair-.4", "mae", 0.7),
+        ]
+    ]
+    results.write_text("\n".join(map(json.dumps, lines)))
+    args = accuracy.parse_args(["--summary", "--by-model", "--results", str(results)])
+    assert accuracy.summarise(args).splitlines() == [
+        "| model | mean | none | pair-.4 |",
+        "|---|---|---|---|",
+        "| mae | 0.750 | 0.800 | 0.700 |",
+        "| ce | 0.700 | 0.900 | 0.500 |",
+    ]

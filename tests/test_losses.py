@@ -378,13 +378,13 @@ def test_convex_iff_below_its_chords(loss):
 
 
 def _logits_of(loss, eta):
-    """Logits that `predict_proba` reads as eta, as far as there are any."""
+    """Logits that `inverse_link` reads as eta, as far as there are any."""
     logits = eta.log().clone().requires_grad_()
     optimizer = torch.optim.LBFGS([logits], 1, 200, tolerance_grad=1e-12, tolerance_change=1e-15)
 
     def divergence():
         optimizer.zero_grad()
-        value = (eta * (eta.log() - loss.predict_proba(logits).log())).sum()
+        value = (eta * (eta.log() - loss.inverse_link(logits).log())).sum()
         value.backward()
         return value
 
@@ -398,17 +398,17 @@ def test_proper_iff_the_risk_is_least_at_the_truth(loss):
     logits = _logits_of(loss, eta).requires_grad_()
     (slope,) = torch.autograd.grad(loss(logits, eta), logits)
     risk = loss(logits, eta).item()
-    reads_truth = torch.allclose(loss.predict_proba(logits), eta, atol=1e-6)
+    reads_truth = torch.allclose(loss.inverse_link(logits), eta, atol=1e-6)
     least = bool((loss(draw(500, 5), eta) >= risk - 1e-9).all())
     assert loss.proper == bool(reads_truth and slope.abs().max() < 1e-5 and least)
 
 
 @each_loss
 def test_probabilities(loss):
-    p = loss.predict_proba(draw(3, 7, 5))
+    p = loss.inverse_link(draw(3, 7, 5))
     assert_close(p.sum(-1), torch.ones(3, 7).double())
     assert bool((p >= 0).all())
-    assert bool((loss.predict_proba(LOGITS).argmax(-1) == LOGITS.argmax(-1)).all())
+    assert bool((loss.inverse_link(LOGITS).argmax(-1) == LOGITS.argmax(-1)).all())
 
 
 def test_no_loss_needs_memory():
@@ -613,14 +613,14 @@ def test_adaptive_lambda_is_that_of_repeated_visits():
 @pytest.mark.parametrize("n_classes", [2, 100, 10_000])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
 def test_tempered_softmax_sums_to_one(t2, n_classes, scale):
-    p = BiTempered(t2=t2).predict_proba(draw(20, n_classes, scale=scale))
+    p = BiTempered(t2=t2).inverse_link(draw(20, n_classes, scale=scale))
     assert_close(p.sum(-1), torch.ones(20).double(), rtol=1e-6, atol=0)
 
 
 def test_bi_tempered_loss_is_the_bregman_divergence():
     t1, t2 = 0.6, 1.4
     loss = BiTempered(t1, t2)
-    p = loss.predict_proba(LOGITS)
+    p = loss.inverse_link(LOGITS)
     e = torch.eye(5).double()
     log_t = (p ** (1 - t1) - 1) / (1 - t1)
     power = (e.sum() / 5 - (p ** (2 - t1)).sum(-1, keepdim=True)) / (2 - t1)

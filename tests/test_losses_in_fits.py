@@ -47,7 +47,7 @@ def test_the_learned_link_is_trained_kept_and_used(iris):
     assert {len(parameter) for parameter in loss.parameters()} == {2}
     logits = torch.cat(list(clf._logits(X)), 1)
     proba = clf.predict_proba(X)
-    np.testing.assert_allclose(proba, loss.predict_proba(logits).detach().mean(0), atol=1e-6)
+    np.testing.assert_allclose(proba, loss.inverse_link(logits).detach().mean(0), atol=1e-6)
     assert np.abs(proba - logits.softmax(-1).mean(0).numpy()).max() > 1e-3
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(X), proba)
     assert clf.oof_proba_.argmax(1).tolist().count(0) == 50

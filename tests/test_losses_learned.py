@@ -70,7 +70,7 @@ def test_vmap_over_samples_and_any_leading_axes(loss):
     if not loss.stochastic:
         assert_close(one, loss(LOGITS, TARGET))
     for shape in [(5,), (1, 5), (2, 3, 7, 5), (0, 5)]:
-        assert loss.per_label(draw(*shape)).shape == loss.predict_proba(draw(*shape)).shape == shape
+        assert loss.per_label(draw(*shape)).shape == loss.inverse_link(draw(*shape)).shape == shape
         assert loss(draw(*shape), torch.tensor(1)).shape == shape[:-1]
 
 
@@ -110,7 +110,7 @@ def test_proper_losses_are_least_at_the_true_probabilities(loss):
         return value
 
     optimizer.step(risk)
-    p = loss.predict_proba(logits)
+    p = loss.inverse_link(logits)
     assert_close(p, eta, rtol=0, atol=1e-3)
     assert_close(p.sum(-1), torch.ones(3).double())
 
@@ -220,7 +220,7 @@ def test_maps_are_strictly_monotone_and_the_gradients_of_their_potential(args):
 def test_link_starts_near_the_identity(n_classes):
     loss, logits = LegendreTron().build(n_classes), draw(50, n_classes)
     with torch.inference_mode():
-        p = loss.predict_proba(logits)
+        p = loss.inverse_link(logits)
         assert_close(p, (-loss.per_label(logits)).exp())
     assert 0 < (p - logits.softmax(-1)).abs().max() < 0.05
 

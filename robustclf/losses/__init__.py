@@ -145,9 +145,9 @@ def search_space(loss: str | Loss, prefix: str = "loss__") -> dict[str, Any]:
     ----------
     loss : str or Loss
         An alias or an instance.
-    prefix : str, default="loss__"
-        Before each name, so that the result is the `param_distributions` of a
-        `RandomizedSearchCV` around a classifier with that loss.
+    prefix : str, optional
+        Before each name; with the default, `"loss__"`, the result is the `param_distributions` of
+        a `RandomizedSearchCV` around a classifier with that loss.
 
     Examples
     --------

@@ -34,7 +34,7 @@ class Loss(BaseEstimator):
     convex : bool
         Whether the loss is convex in the logits.
     proper : bool
-        Whether the true class probabilities, as `predict_proba` reads them off the logits,
+        Whether the true class probabilities, as `inverse_link` reads them off the logits,
         minimise the risk.
     pointwise : bool
         Whether the loss depends on the probability p_y of the label alone.
@@ -80,7 +80,7 @@ class Loss(BaseEstimator):
     takes_log_p: Any = True
     labelwise: Any = True
     n_members: Any = 1
-    search_space: Any = {}  # noqa: RUF012 (never changed)
+    search_space: Any = {}
 
     # What a subclass fills in --------------------------------------------------------------------
 
@@ -113,8 +113,11 @@ class Loss(BaseEstimator):
         """Sum of the losses at all labels, `(..., 1)`."""
         return self.values(x).sum(-1, keepdim=True)
 
-    def predict_proba(self, logits: Tensor) -> Tensor:
-        """Class probabilities that the logits stand for, `(..., class)`: the softmax."""
+    def inverse_link(self, logits: Tensor) -> Tensor:
+        """Class probabilities that the logits stand for, `(..., class)`: the softmax.
+
+        It is what `predict_proba` of a classifier with this loss returns.
+        """
         return logits.softmax(-1)
 
     def build(self, n_classes: int, n_members: int = 1) -> Loss:
@@ -222,7 +225,7 @@ class Wrapper(Loss):
     """Base class of the losses around one other, held as `loss`: an alias or an instance."""
 
     loss: str | Loss
-    own_search_space: Any = {}  # noqa: RUF012 (never changed)
+    own_search_space: Any = {}
 
     shift_invariant = property(lambda self: self.inner.shift_invariant)
     takes_log_p = property(lambda self: self.inner.takes_log_p)
@@ -279,9 +282,9 @@ class Wrapper(Loss):
         """Sum of the losses at all labels, `(..., 1)`."""
         return self.inner.total(x)
 
-    def predict_proba(self, logits: Tensor) -> Tensor:
+    def inverse_link(self, logits: Tensor) -> Tensor:
         """Class probabilities, as the loss inside reads the logits."""
-        return self.inner.predict_proba(logits)
+        return self.inner.inverse_link(logits)
 
 
 class Sum(Loss):
@@ -290,7 +293,7 @@ class Sum(Loss):
     Parameters
     ----------
     losses : sequence of str or Loss, default=("ce",)
-        Aliases or instances. `predict_proba` is that of the first.
+        Aliases or instances. `inverse_link` is that of the first.
     weights : sequence of float or Tensor, default=None
         One weight in [0, inf) for each loss; None means ones.
 
@@ -348,9 +351,9 @@ class Sum(Loss):
         for loss in self._losses():
             yield from loss.learned()
 
-    def predict_proba(self, logits: Tensor) -> Tensor:
+    def inverse_link(self, logits: Tensor) -> Tensor:
         """Class probabilities, as the first term reads the logits."""
-        return self._losses()[0].predict_proba(logits)
+        return self._losses()[0].inverse_link(logits)
 
     def prepare(self, logits: Tensor) -> Tensor:
         """Return log probabilities if all terms take them, else the logits."""

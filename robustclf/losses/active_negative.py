@@ -90,7 +90,7 @@ class NormalizedNegative(Wrapper):
 
     bounded = True
     symmetric = True
-    own_search_space = {"p_min": loguniform(1e-8, 1e-3)}  # noqa: RUF012
+    own_search_space = {"p_min": loguniform(1e-8, 1e-3)}
 
     def __init__(self, loss: str | Loss = "ce", p_min: Scalar = 1e-7) -> None:
         self.loss = loss

@@ -39,7 +39,7 @@ class AsymmetricGeneralizedCrossEntropy(PointwiseLoss):
     """
 
     bounded = True
-    search_space = {"a": loguniform(0.1, 10), "q": loguniform(0.1, 3)}  # noqa: RUF012
+    search_space = {"a": loguniform(0.1, 10), "q": loguniform(0.1, 3)}
 
     def __init__(self, a: Scalar = 1.0, q: Scalar = 2.0) -> None:
         self.a = a
@@ -83,7 +83,7 @@ class AsymmetricUnhinged(PointwiseLoss):
     """
 
     bounded = True
-    search_space = {"a": uniform(1.5, 6), "q": loguniform(0.1, 3)}  # noqa: RUF012
+    search_space = {"a": uniform(1.5, 6), "q": loguniform(0.1, 3)}
 
     def __init__(self, a: Scalar = 1.5, q: Scalar = 0.9) -> None:
         self.a = a
@@ -125,7 +125,7 @@ class AsymmetricExponential(PointwiseLoss):
     """
 
     bounded = True
-    search_space = {"a": loguniform(0.5, 10)}  # noqa: RUF012
+    search_space = {"a": loguniform(0.5, 10)}
 
     def __init__(self, a: Scalar = 3.0) -> None:
         self.a = a
@@ -169,7 +169,7 @@ class AsymmetricNorm(Loss):
     """
 
     bounded = True
-    search_space = {"a": uniform(1.5, 6), "p": loguniform(0.3, 3)}  # noqa: RUF012
+    search_space = {"a": uniform(1.5, 6), "p": loguniform(0.3, 3)}
 
     def __init__(self, a: Scalar = 1.5, p: Scalar = 0.9) -> None:
         self.a = a

@@ -79,7 +79,7 @@ class Focal(PointwiseLoss):
     tensor([1.6501])
     """
 
-    search_space = {"gamma": uniform(0, 3)}  # noqa: RUF012
+    search_space = {"gamma": uniform(0, 3)}
 
     def __init__(self, gamma: Scalar = 0.5, detach_focal: bool = False) -> None:
         self.gamma = gamma
@@ -149,7 +149,7 @@ class GeneralizedCrossEntropy(PointwiseLoss):
     """
 
     bounded = True
-    search_space = {"q": uniform(0.1, 0.9)}  # noqa: RUF012
+    search_space = {"q": uniform(0.1, 0.9)}
 
     def __init__(self, q: Scalar = 0.7) -> None:
         self.q = q
@@ -204,7 +204,7 @@ class CompSum(PointwiseLoss):
     tensor([7.3891, 2.1269, 1.1062, 0.8808])
     """
 
-    search_space = {"tau": uniform(0.5, 1.5)}  # noqa: RUF012
+    search_space = {"tau": uniform(0.5, 1.5)}
 
     def __init__(self, tau: Scalar = 1.5) -> None:
         self.tau = tau
@@ -253,7 +253,7 @@ class TaylorCrossEntropy(PointwiseLoss):
     """
 
     bounded = True
-    search_space = {"t": [1, 2, 3, 4, 6, 8]}  # noqa: RUF012
+    search_space = {"t": [1, 2, 3, 4, 6, 8]}
 
     def __init__(self, t: int | Tensor = 2) -> None:
         self.t = t
@@ -298,7 +298,7 @@ class Poly1(PointwiseLoss):
     tensor([3.8885])
     """
 
-    search_space = {"epsilon": loguniform(0.3, 10)}  # noqa: RUF012
+    search_space = {"epsilon": loguniform(0.3, 10)}
 
     def __init__(self, epsilon: Scalar = 1.0) -> None:
         self.epsilon = epsilon

@@ -40,7 +40,7 @@ class JensenShannon(PointwiseLoss):
     """
 
     bounded = True
-    search_space = {"pi1": uniform(0.05, 0.9)}  # noqa: RUF012
+    search_space = {"pi1": uniform(0.05, 0.9)}
 
     def __init__(self, pi1: Scalar = 0.5) -> None:
         self.pi1 = pi1
@@ -97,7 +97,7 @@ class GeneralizedJensenShannon(Loss):
             [1.5689]])
     """
 
-    search_space = {"pi1": uniform(0.05, 0.9)}  # noqa: RUF012
+    search_space = {"pi1": uniform(0.05, 0.9)}
     bounded = True
 
     def __init__(self, pi1: Scalar = 0.3, n_views: int = 2) -> None:

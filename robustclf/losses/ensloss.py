@@ -64,7 +64,7 @@ class EnsLoss(Loss):
     stochastic = True
     takes_log_p = False
     labelwise = False
-    search_space = {"box_cox": uniform(-1, 2)}  # noqa: RUF012
+    search_space = {"box_cox": uniform(-1, 2)}
 
     def __init__(self, box_cox: Scalar = 0.0) -> None:
         self.box_cox = box_cox

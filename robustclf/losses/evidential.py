@@ -19,7 +19,7 @@ from robustclf.losses._hyperparameters import Scalar, check_integer, check_range
 class Evidential(Loss):
     r"""Evidential loss: the logits say how sure the network is of the probabilities, too.
 
-    .. math:: \sum_k (1[k = y] - p_k)^2 + \frac{p_k (1 - p_k)}{S + 1}
+    .. math:: \sum_k (\mathbb{1}[k = y] - p_k)^2 + \frac{p_k (1 - p_k)}{S + 1}
         + \lambda \, \mathrm{KL}(\mathrm{Dir}(\tilde\alpha) \,\|\, \mathrm{Dir}(1)), \qquad
         p = \frac{\alpha}{S}, \quad \alpha = 1 + \mathrm{softplus}(z), \quad S = \sum_k \alpha_k
 
@@ -73,7 +73,7 @@ class Evidential(Loss):
 
     shift_invariant = False
     takes_log_p = False
-    search_space = {  # noqa: RUF012
+    search_space = {
         "form": ["squared", "digamma", "log"],
         "kl_weight": loguniform(1e-3, 1),
     }
@@ -120,7 +120,7 @@ class Evidential(Loss):
         kl = _divergence(S, parts, x.shape[-1])
         return (_FIT[self.form](alpha_y, alpha) + self.kl_weight * kl).to(x.dtype)
 
-    def predict_proba(self, logits: Tensor) -> Tensor:
+    def inverse_link(self, logits: Tensor) -> Tensor:
         """Class probabilities: the mean of the Dirichlet distribution."""
         alpha = self._alpha(logits)
         return (alpha / alpha.sum(-1, keepdim=True)).to(logits.dtype)

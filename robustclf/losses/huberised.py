@@ -37,7 +37,7 @@ class PHuberCrossEntropy(PointwiseLoss):
     """
 
     bounded = True
-    search_space = {"tau": loguniform(1.5, 50)}  # noqa: RUF012
+    search_space = {"tau": loguniform(1.5, 50)}
 
     def __init__(self, tau: Scalar = 2.0) -> None:
         self.tau = tau
@@ -80,7 +80,7 @@ class PHuberGeneralizedCrossEntropy(PointwiseLoss):
     """
 
     bounded = True
-    search_space = {"q": uniform(0.1, 0.85), "tau": loguniform(1.5, 50)}  # noqa: RUF012
+    search_space = {"q": uniform(0.1, 0.85), "tau": loguniform(1.5, 50)}
 
     def __init__(self, q: Scalar = 0.7, tau: Scalar = 2.0) -> None:
         self.q = q
@@ -131,7 +131,7 @@ class TruncatedGeneralizedCrossEntropy(PointwiseLoss):
     """
 
     bounded = True
-    search_space = {"q": uniform(0.1, 0.9), "k": uniform(0.05, 0.5)}  # noqa: RUF012
+    search_space = {"q": uniform(0.1, 0.9), "k": uniform(0.05, 0.5)}
 
     def __init__(self, q: Scalar = 0.7, k: Scalar = 0.5) -> None:
         self.q = q
@@ -185,7 +185,7 @@ class Clipped(Wrapper):
     tensor([9.1618])
     """
 
-    own_search_space = {"theta": uniform(0.05, 0.7)}  # noqa: RUF012
+    own_search_space = {"theta": uniform(0.05, 0.7)}
 
     def __init__(self, loss: str | Loss = "ce", theta: Scalar = 0.5) -> None:
         self.loss = loss

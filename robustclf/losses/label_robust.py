@@ -114,7 +114,7 @@ class LabelRobustKL(LabelRobust):
     tensor([[0.8480, 2.8480]])
     """
 
-    search_space = {  # noqa: RUF012
+    search_space = {
         "lam": loguniform(0.1, 10),
         "margin": uniform(0, 2),
         "normalization": list(NORMALIZATIONS),
@@ -183,7 +183,7 @@ class AdaptiveLabelRobustKL(LabelRobust):
     """
 
     convex = False
-    search_space = {  # noqa: RUF012
+    search_space = {
         "lam0": loguniform(0.1, 10),
         "alpha": uniform(1.1, 5),
         "margin": uniform(0, 2),
@@ -264,7 +264,7 @@ class LabelRobustTopK(LabelRobust):
     tensor([[0.5000, 3.0000, 1.5000]])
     """
 
-    search_space = {  # noqa: RUF012
+    search_space = {
         "k": [1, 2],
         "margin": uniform(0, 2),
         "normalization": list(NORMALIZATIONS),

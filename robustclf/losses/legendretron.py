@@ -68,7 +68,7 @@ class LegendreTron(Loss):
 
     proper = True
     takes_log_p = False
-    search_space = {"blocks": [1, 2, 3], "hidden": [2, 4, 8], "depth": [2, 4]}  # noqa: RUF012
+    search_space = {"blocks": [1, 2, 3], "hidden": [2, 4, 8], "depth": [2, 4]}
 
     def __init__(self, blocks: int = 2, hidden: int = 4, depth: int = 4) -> None:
         self.blocks = blocks
@@ -103,7 +103,7 @@ class LegendreTron(Loss):
         """Loss of the labels whose log probabilities, behind the link, are `x_y`."""
         return -x_y
 
-    def predict_proba(self, logits: Tensor) -> Tensor:
+    def inverse_link(self, logits: Tensor) -> Tensor:
         """Class probabilities, as the link reads the logits."""
         return self.prepare(logits).exp()
 

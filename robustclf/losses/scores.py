@@ -50,7 +50,7 @@ class BiTempered(Loss):
 
     proper = True
     takes_log_p = False
-    search_space = {"t1": uniform(0.2, 0.8), "t2": uniform(1, 1.5)}  # noqa: RUF012
+    search_space = {"t1": uniform(0.2, 0.8), "t2": uniform(1, 1.5)}
 
     def __init__(self, t1: Scalar = 0.8, t2: Scalar = 1.2) -> None:
         self.t1 = t1
@@ -70,7 +70,7 @@ class BiTempered(Loss):
         rest = (1 - power_sum(x, power)) / power
         return -torch.expm1(s * x_y) / s - rest
 
-    def predict_proba(self, logits: Tensor) -> Tensor:
+    def inverse_link(self, logits: Tensor) -> Tensor:
         """Class probabilities: the tempered softmax."""
         return self.prepare(logits).exp()
 
@@ -160,7 +160,7 @@ class ZLoss(Loss):
 
     bounded = True
     takes_log_p = False
-    search_space = {"a": loguniform(0.1, 10), "b": uniform(0, 4)}  # noqa: RUF012
+    search_space = {"a": loguniform(0.1, 10), "b": uniform(0, 4)}
 
     def __init__(self, a: Scalar = 1.0, b: Scalar = 1.0) -> None:
         self.a = a

@@ -74,7 +74,7 @@ class ReverseCrossEntropy(PointwiseLoss):
 
     bounded = True
     symmetric = True
-    search_space = {"A": uniform(-10, 9)}  # noqa: RUF012
+    search_space = {"A": uniform(-10, 9)}
 
     def __init__(self, A: Scalar = LOG_1E_4) -> None:
         self.A = A

@@ -55,7 +55,7 @@ class Temperature(Transformed):
     tensor([[0.3133, 1.3133]])
     """
 
-    own_search_space = {"temperature": loguniform(0.2, 5)}  # noqa: RUF012
+    own_search_space = {"temperature": loguniform(0.2, 5)}
 
     def __init__(self, loss: str | Loss = "ce", temperature: Scalar = 1.0) -> None:
         self.loss = loss
@@ -73,9 +73,9 @@ class Temperature(Transformed):
         """Return `z / T`."""
         return logits / self.temperature
 
-    def predict_proba(self, logits: Tensor) -> Tensor:
+    def inverse_link(self, logits: Tensor) -> Tensor:
         """Class probabilities, as the loss inside reads `z / T`."""
-        return self.inner.predict_proba(self.transform(logits))
+        return self.inner.inverse_link(self.transform(logits))
 
 
 @LOSSES.register("logit_adjusted")
@@ -109,7 +109,7 @@ class LogitAdjusted(Transformed):
     tensor([[0.0149, 4.2122]])
     """
 
-    own_search_space = {"tau": uniform(0, 2)}  # noqa: RUF012
+    own_search_space = {"tau": uniform(0, 2)}
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class LogitClipped(Transformed):
 
     bounded = True
     shift_invariant = False
-    own_search_space = {"tau": loguniform(0.5, 10)}  # noqa: RUF012
+    own_search_space = {"tau": loguniform(0.5, 10)}
 
     def __init__(self, loss: str | Loss = "ce", tau: Scalar = 1.5, p: float = 2.0) -> None:
         self.loss = loss
@@ -198,9 +198,9 @@ class LogitClipped(Transformed):
         clipped: Tensor = logits * (self.tau / norm.maximum(like(self.tau, norm)))
         return clipped
 
-    def predict_proba(self, logits: Tensor) -> Tensor:
+    def inverse_link(self, logits: Tensor) -> Tensor:
         """Class probabilities, as the loss inside reads the clipped logits."""
-        return self.inner.predict_proba(self.transform(logits))
+        return self.inner.inverse_link(self.transform(logits))
 
 
 @LOSSES.register("eps_softmax")
@@ -231,7 +231,7 @@ class EpsilonSoftmax(Wrapper):
     tensor([[1.1806e-03, 6.7420e+00]])
     """
 
-    own_search_space = {"m": loguniform(1, 1e5)}  # noqa: RUF012
+    own_search_space = {"m": loguniform(1, 1e5)}
     shift_invariant = True
     takes_log_p = True
     labelwise = False

@@ -1,0 +1,187 @@
+"""Directives that describe every loss and strategy of the registries, so new ones appear."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from numpydoc.docscrape import NumpyDocString
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from robustclf.losses import Loss, search_space
+from robustclf.losses._base import LOSSES
+from robustclf.strategies import make_strategy, overrides
+from robustclf.strategies._base import STRATEGIES
+
+HOOKS = {"on_batch": "x, t", "relabel": "t", "weigh": "w", "penalty": "R"}
+FAMILIES = (  # modules of robustclf.losses in the order of the page; any others follow
+    *("cross_entropy", "huberised", "scores", "symmetric", "asymmetric", "active_negative"),
+    *("label_robust", "divergences", "evidential", "legendretron", "ensloss"),
+    *("recipes", "transforms", "corrections"),
+)
+FACTS = ("bounded", "symmetric", "convex", "proper", "pointwise", "needs_memory", "stochastic")
+COSTS = Path(__file__).parents[1] / "loss_costs.json"
+Factory = Callable[..., Any]
+Rows = Iterator[list[str]]
+
+
+def summary(factory: Factory) -> str:
+    """Return the first paragraph of a docstring on one line."""
+    return " ".join((inspect.getdoc(factory) or "").partition("\n\n")[0].split())
+
+
+def formula(factory: Factory) -> str:
+    """Return the first formula of a docstring on one line."""
+    found = re.search(r"^\.\. math::(.*?)^$", f"{inspect.getdoc(factory)}\n\n", re.S | re.M)
+    return f".. math:: {' '.join(found[1].split())}" if found else ""
+
+
+def reference(factory: Factory) -> str:
+    """Return surnames, year and venue of the first reference, and a link where there is one."""
+    references = "\n".join(NumpyDocString(inspect.getdoc(factory))["References"])
+    first = " ".join(references.partition("\n\n")[0].split())
+    authors, _, rest = re.split(r', "|", ', first, maxsplit=2)
+    surnames = [re.sub(r"^(-?\w\.[ ]?)+", "", author) for author in authors.split(", ")]
+    who = " and ".join(surnames) if len(surnames) < 3 else f"{surnames[0]} et al."
+    where = rest.partition(". ")[0].rstrip(".")  # what follows is about other references
+    return f"{who}, " + re.sub(r"arXiv:([\d.]+)", r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", where)
+
+
+def parameters(factory: Factory, space: dict[str, Any] | None = None) -> str:
+    """Return the parameters with their defaults, and the ranges of those in the search space."""
+    found = {p.name: _short(p.default) for p in inspect.signature(factory).parameters.values()}
+    ranges = {name: f" ({_range(values)})" for name, values in (space or {}).items()}
+    return ", ".join(f"``{name}={found[name]}``{ranges.get(name, '')}" for name in found)
+
+
+def _range(values: Any) -> str:
+    if isinstance(values, list):
+        return ", ".join(map(str, values))
+    low, high = values.support()
+    return f"{low:.4g} to {high:.4g}" + (", log" if values.dist.name == "loguniform" else "")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
+
+def family_rank(alias: str) -> tuple[int, str]:
+    """Return the place of the family on the page and the name of its module."""
+    module = LOSSES.get(alias).__module__
+    name = module.rpartition(".")[2]
+    return FAMILIES.index(name) if name in FAMILIES else len(FAMILIES), module
+
+
+def loss_page() -> Iterator[str]:
+    """Describe the losses family by family."""
+    costs = json.loads(COSTS.read_text())["ratios"]
+    for (_, module), aliases in groupby(sorted(LOSSES.names(), key=family_rank), family_rank):
+        line = sys.modules[module].__doc__.splitlines()[0]
+        title, _, rest = line.partition(": ")
+        title = title.rstrip(".")
+        yield from ("", title, "-" * len(title), "", rest[:1].upper() + rest[1:], "")
+        yield from list_table(loss_rows(aliases, costs), widths="28 72")
+
+
+def loss_rows(aliases: Iterator[str], costs: dict[str, list[float | None]]) -> Rows:
+    """Describe some losses, in two cells of several paragraphs."""
+    yield ["alias, facts, cost", "loss, formula, parameters, reference"]
+    for alias in aliases:
+        factory = LOSSES.get(alias)
+        facts = [fact.replace("_", " ") for fact in FACTS if getattr(factory(), fact)]
+        cost = ["-" if ratio is None else f"{ratio:.1f}" for ratio in costs.get(alias, ())]
+        left = [link(alias, factory), ", ".join(facts), " / ".join(cost)]
+        names = parameters(factory, search_space(alias, prefix=""))
+        right = [summary(factory), formula(factory), names, reference(factory)]
+        yield ["\n\n".join(filter(None, cell)) for cell in (left, right)]
+
+
+def fact_rows() -> Rows:
+    """Describe the facts, in the words of the class that defines them."""
+    yield ["fact", "meaning"]
+    described = {p.name: p.desc for p in NumpyDocString(inspect.getdoc(Loss))["Attributes"]}
+    for fact in FACTS:
+        yield [fact.replace("_", " "), " ".join(described[fact])]
+
+
+def strategy_rows() -> Rows:
+    """Describe every strategy of the registry."""
+    yield ["alias", "strategy", "edits", "parameters", "members"]
+    for alias in STRATEGIES.names():
+        factory, strategy = STRATEGIES.get(alias), make_strategy(alias)
+        places = " and ".join(
+            f"`{place}`" for hook, place in HOOKS.items() if overrides(strategy, hook)
+        )
+        yield [
+            link(alias, factory),
+            summary(factory),
+            places,
+            parameters(factory),
+            str(strategy.n_members),
+        ]
+
+
+def link(alias: str, factory: Factory) -> str:
+    """Return the alias as a link to the reference."""
+    role = "class" if inspect.isclass(factory) else "func"
+    return f':py:{role}:`"{alias}" <{target(factory)}>`'
+
+
+def target(factory: Factory) -> str:
+    """Return the name under which the reference documents a class or function."""
+    package = ".".join(factory.__module__.split(".")[:2])
+    module = package if inspect.isclass(factory) else factory.__module__
+    return f"{module}.{factory.__name__}"
+
+
+def list_table(rows: Rows, widths: str = "auto") -> Iterator[str]:
+    """Write rows, of which the first is the header, as reStructuredText."""
+    yield from (".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", "")
+    for row in rows:
+        for i, cell in enumerate(row):
+            first, *others = cell.split("\n")
+            yield f"   {'* -' if i == 0 else '  -'} {first}"
+            yield from (f"       {line}" for line in others)
+
+
+class RegistryTable(SphinxDirective):
+    """``.. registry-table:: losses``: one row for each alias, so a new one appears by itself."""
+
+    required_arguments = 1
+    texts: ClassVar[dict[str, Callable[[], Iterator[str]]]] = {
+        "losses": loss_page,
+        "facts": lambda: list_table(fact_rows(), widths="20 80"),
+        "strategies": lambda: list_table(strategy_rows()),
+    }
+
+    def run(self) -> list[nodes.Node]:
+        """Write reStructuredText and parse it."""
+        self.env.note_dependency(str(COSTS))
+        text = "\n".join(self.texts[self.arguments[0]]())
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+
+def check_targets(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of what the tables link to and api.rst does not list."""
+    documented = env.get_domain("py").objects
+    for registry in (LOSSES, STRATEGIES):
+        for alias in registry.names():
+            name = target(registry.get(alias))
+            if name not in documented:
+                logging.getLogger(__name__).warning("add %s (%r) to api.rst", name, alias)
+
+
+def setup(app: Sphinx) -> None:
+    """Add the directive and the check."""
+    app.add_directive("registry-table", RegistryTable)
+    app.connect("env-check-consistency", check_targets)
