@@ -104,17 +104,27 @@ class Registry(Generic[T]):
         TypeError
             If `what` is neither a string nor an instance.
         """
+        plain = {name: value for name, value in params.items() if "__" not in name}
         if isinstance(what, str):
             factory = self.get(what)
             if params:  # inspection is slow, and a wrapper may hold an alias in the training loop
                 allowed = signature(factory).parameters
-                check_known(f"parameter of {self.kind} {what!r}", params, allowed)
-            return factory(**params)
-        if not isinstance(what, self.base):
+                named = [name.partition("__")[0] for name in params]
+                check_known(f"parameter of {self.kind} {what!r}", named, allowed)
+            made: Any = factory(**plain)
+        elif isinstance(what, self.base):
+            made = clone(what)
+            named = [name for name in params if name not in made.get_params()]
+            own = [name.partition("__")[0] for name in named]
+            check_known(f"parameter of {type(what).__name__}", own, made.get_params(deep=False))
+            made.set_params(**plain)
+        else:
             raise TypeError(
                 f"{self.kind} must be an alias or an instance of {self.base.__name__}, got {what!r}"
             )
-        copy: Any = clone(what)
-        check_known(f"parameter of {type(what).__name__}", params, copy.get_params())
-        made: T = copy.set_params(**params)
-        return made
+        for part in {name.partition("__")[0] for name in params.keys() - plain.keys()}:
+            prefix = f"{part}__"
+            inner = {k[len(prefix) :]: v for k, v in params.items() if k.startswith(prefix)}
+            setattr(made, part, self.make(getattr(made, part), **inner))
+        result: T = made
+        return result

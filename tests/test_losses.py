@@ -1164,6 +1164,15 @@ def test_make_loss():
     loss = Normalized(GeneralizedCrossEntropy())
     assert make_loss(loss, loss__q=0.3).loss.q == 0.3
     assert loss.loss.q == 0.7
+    nested = make_loss("clipped", loss="gce", theta=0.2, loss__q=0.3)
+    assert nested.theta == 0.2
+    assert nested.loss.q == 0.3
+    assert make_loss(Normalized("gce"), loss__q=0.3).loss.q == 0.3
+    assert make_loss(Normalized(nested), loss__loss__q=0.4).loss.loss.q == 0.4
+    with pytest.raises(ValueError, match=r"'gama', allowed are .* did you mean 'gamma'\?$"):
+        make_loss("normalized", loss="focal", loss__gama=1)
+    with pytest.raises(ValueError, match=r"of loss 'normalized' 'los', .* did you mean 'loss'\?$"):
+        make_loss("normalized", los__gamma=1)
     with pytest.raises(ValueError, match=r"of loss 'sce' 'alhpa', .* did you mean 'alpha'\?$"):
         make_loss("sce", alhpa=1)
     with pytest.raises(ValueError, match=r"of Focal 'gama', .* did you mean 'gamma'\?$"):

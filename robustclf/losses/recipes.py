@@ -22,7 +22,7 @@ from robustclf.losses.transforms import EpsilonSoftmax
 WEIGHT = loguniform(0.1, 10)
 
 
-def recipe(alias: str, **search_space: Any) -> Callable[[Any], Any]:
+def _recipe(alias: str, **search_space: Any) -> Callable[[Any], Any]:
     """Register a function that composes a loss, with the distributions worth searching."""
 
     def add(factory: Any) -> Any:
@@ -32,7 +32,7 @@ def recipe(alias: str, **search_space: Any) -> Callable[[Any], Any]:
     return add
 
 
-@recipe("nce")
+@_recipe("nce")
 def normalized_cross_entropy() -> Normalized:
     r"""Normalised cross entropy: the active part of the active passive losses.
 
@@ -53,7 +53,7 @@ def normalized_cross_entropy() -> Normalized:
     return Normalized(CrossEntropy())
 
 
-@recipe("nfl", gamma=uniform(0, 3))
+@_recipe("nfl", gamma=uniform(0, 3))
 def normalized_focal(gamma: Scalar = 0.5, detach_focal: bool = False) -> Normalized:
     r"""Normalised focal loss: the focal loss made symmetric and bounded.
 
@@ -76,7 +76,7 @@ def normalized_focal(gamma: Scalar = 0.5, detach_focal: bool = False) -> Normali
     return Normalized(Focal(gamma, detach_focal))
 
 
-@recipe("ngce", q=uniform(0.1, 0.9))
+@_recipe("ngce", q=uniform(0.1, 0.9))
 def normalized_generalized_cross_entropy(q: Scalar = 0.7) -> Normalized:
     r"""Normalised generalised cross entropy.
 
@@ -99,7 +99,7 @@ def normalized_generalized_cross_entropy(q: Scalar = 0.7) -> Normalized:
     return Normalized(GeneralizedCrossEntropy(q))
 
 
-@recipe("nnce", p_min=loguniform(1e-8, 1e-3))
+@_recipe("nnce", p_min=loguniform(1e-8, 1e-3))
 def normalized_negative_cross_entropy(p_min: Scalar = 1e-7) -> NormalizedNegative:
     r"""Normalised negative cross entropy: the passive part of the active negative losses.
 
@@ -122,7 +122,7 @@ def normalized_negative_cross_entropy(p_min: Scalar = 1e-7) -> NormalizedNegativ
     return NormalizedNegative(CrossEntropy(), p_min)
 
 
-@recipe("nnfl", gamma=uniform(0, 3), p_min=loguniform(1e-8, 1e-3))
+@_recipe("nnfl", gamma=uniform(0, 3), p_min=loguniform(1e-8, 1e-3))
 def normalized_negative_focal(
     gamma: Scalar = 0.5, detach_focal: bool = False, p_min: Scalar = 1e-7
 ) -> NormalizedNegative:
@@ -148,7 +148,7 @@ def normalized_negative_focal(
     return NormalizedNegative(Focal(gamma, detach_focal), p_min)
 
 
-@recipe("sce", alpha=WEIGHT, beta=WEIGHT)
+@_recipe("sce", alpha=WEIGHT, beta=WEIGHT)
 def symmetric_cross_entropy(alpha: Scalar = 1.0, beta: Scalar = 1.0, A: Scalar = LOG_1E_4) -> Sum:
     r"""Symmetric cross entropy: cross entropy both ways round.
 
@@ -172,7 +172,7 @@ def symmetric_cross_entropy(alpha: Scalar = 1.0, beta: Scalar = 1.0, A: Scalar =
     return Sum([CrossEntropy(), ReverseCrossEntropy(A)], [alpha, beta])
 
 
-@recipe("nce+rce", alpha=WEIGHT, beta=WEIGHT)
+@_recipe("nce+rce", alpha=WEIGHT, beta=WEIGHT)
 def normalized_and_reverse_cross_entropy(
     alpha: Scalar = 1.0, beta: Scalar = 1.0, A: Scalar = LOG_1E_4
 ) -> Sum:
@@ -198,7 +198,7 @@ def normalized_and_reverse_cross_entropy(
     return Sum([normalized_cross_entropy(), ReverseCrossEntropy(A)], [alpha, beta])
 
 
-@recipe("nce+mae", alpha=WEIGHT, beta=WEIGHT)
+@_recipe("nce+mae", alpha=WEIGHT, beta=WEIGHT)
 def normalized_cross_entropy_and_absolute_error(alpha: Scalar = 1.0, beta: Scalar = 1.0) -> Sum:
     r"""Active passive loss of normalised cross entropy and mean absolute error.
 
@@ -222,7 +222,7 @@ def normalized_cross_entropy_and_absolute_error(alpha: Scalar = 1.0, beta: Scala
     return Sum([normalized_cross_entropy(), MeanAbsoluteError()], [alpha, beta])
 
 
-@recipe("nfl+rce", alpha=WEIGHT, beta=WEIGHT)
+@_recipe("nfl+rce", alpha=WEIGHT, beta=WEIGHT)
 def normalized_focal_and_reverse_cross_entropy(
     alpha: Scalar = 1.0,
     beta: Scalar = 1.0,
@@ -252,7 +252,7 @@ def normalized_focal_and_reverse_cross_entropy(
     return Sum([normalized_focal(gamma, detach_focal), ReverseCrossEntropy(A)], [alpha, beta])
 
 
-@recipe("nfl+mae", alpha=WEIGHT, beta=WEIGHT)
+@_recipe("nfl+mae", alpha=WEIGHT, beta=WEIGHT)
 def normalized_focal_and_absolute_error(
     alpha: Scalar = 1.0, beta: Scalar = 1.0, gamma: Scalar = 0.5, detach_focal: bool = False
 ) -> Sum:
@@ -278,7 +278,7 @@ def normalized_focal_and_absolute_error(
     return Sum([normalized_focal(gamma, detach_focal), MeanAbsoluteError()], [alpha, beta])
 
 
-@recipe("nce+agce", alpha=WEIGHT, beta=WEIGHT)
+@_recipe("nce+agce", alpha=WEIGHT, beta=WEIGHT)
 def normalized_cross_entropy_and_asymmetric_generalized(
     alpha: Scalar = 1.0, beta: Scalar = 4.0, a: Scalar = 6.0, q: Scalar = 1.5
 ) -> Sum:
@@ -304,7 +304,7 @@ def normalized_cross_entropy_and_asymmetric_generalized(
     return Sum([normalized_cross_entropy(), AsymmetricGeneralizedCrossEntropy(a, q)], [alpha, beta])
 
 
-@recipe("nce+aul", alpha=WEIGHT, beta=WEIGHT)
+@_recipe("nce+aul", alpha=WEIGHT, beta=WEIGHT)
 def normalized_cross_entropy_and_asymmetric_unhinged(
     alpha: Scalar = 1.0, beta: Scalar = 4.0, a: Scalar = 6.3, q: Scalar = 1.5
 ) -> Sum:
@@ -330,7 +330,7 @@ def normalized_cross_entropy_and_asymmetric_unhinged(
     return Sum([normalized_cross_entropy(), AsymmetricUnhinged(a, q)], [alpha, beta])
 
 
-@recipe("nce+ael", alpha=WEIGHT, beta=WEIGHT)
+@_recipe("nce+ael", alpha=WEIGHT, beta=WEIGHT)
 def normalized_cross_entropy_and_asymmetric_exponential(
     alpha: Scalar = 1.0, beta: Scalar = 4.0, a: Scalar = 5.0
 ) -> Sum:
@@ -356,7 +356,7 @@ def normalized_cross_entropy_and_asymmetric_exponential(
     return Sum([normalized_cross_entropy(), AsymmetricExponential(a)], [alpha, beta])
 
 
-@recipe("anl_ce", alpha=WEIGHT, beta=WEIGHT)
+@_recipe("anl_ce", alpha=WEIGHT, beta=WEIGHT)
 def active_negative_cross_entropy(
     alpha: Scalar = 5.0, beta: Scalar = 5.0, p_min: Scalar = 1e-7
 ) -> Sum:
@@ -385,7 +385,7 @@ def active_negative_cross_entropy(
     )
 
 
-@recipe("anl_fl", alpha=WEIGHT, beta=WEIGHT)
+@_recipe("anl_fl", alpha=WEIGHT, beta=WEIGHT)
 def active_negative_focal(
     alpha: Scalar = 5.0,
     beta: Scalar = 5.0,
@@ -421,7 +421,7 @@ def active_negative_focal(
     )
 
 
-@recipe("ce_eps+mae", alpha=loguniform(1e-3, 1), beta=WEIGHT, m=loguniform(1, 1e5))
+@_recipe("ce_eps+mae", alpha=loguniform(1e-3, 1), beta=WEIGHT, m=loguniform(1, 1e5))
 def epsilon_softmax_cross_entropy_and_absolute_error(
     alpha: Scalar = 0.01, beta: Scalar = 10.0, m: Scalar = 1e5
 ) -> Sum:
