@@ -1,7 +1,7 @@
 """Seconds of each loss and its gradient as ratios to torch's cross entropy.
 
-All ratios come from one run: at each shape the losses and the cross entropy take turns, and a ratio
-is that of the medians over the turns. Run it with nothing else on the machine.
+All ratios come from one run: each loss takes turns with the cross entropy, and a ratio is that of
+the medians over the turns. Run it with nothing else on the machine.
 See README.md beside this file.
 """
 
@@ -23,7 +23,6 @@ SHAPES = ((4096, 10), (4096, 100), (256, 10_000))
 TOLD = ("forward_corrected", "backward_corrected", "logit_adjusted")  # about the classes
 MOST_INVERTED = 1_000  # classes, beyond which the inverse of a matrix takes minutes
 GOALS = {"pointwise": 1.3, "others": 2.5, "learned, stochastic or with special functions": None}
-REFERENCE = "the cross entropy"
 Shape = tuple[int, int]
 Ratios = dict[str, list[float | None]]
 
@@ -63,22 +62,21 @@ def step(value: Callable[[], Tensor], leaves: Sequence[Tensor]) -> None:
         torch.cuda.synchronize()
 
 
-def tasks_at(shape: Shape, aliases: Sequence[str], device: str) -> dict[str, Task]:
-    """Return one step of the cross entropy and of each loss, on the same logits and labels."""
+def pair_of_tasks(loss: Loss, shape: Shape, device: str) -> dict[str, Task]:
+    """Return one step of the cross entropy and of the loss, on the same logits and labels."""
     generator = torch.Generator().manual_seed(0)
     n_samples, n_classes = shape
     logits = torch.randn(shape, generator=generator).to(device).requires_grad_()
     target = torch.randint(n_classes, (n_samples,), generator=generator).to(device)
+    leaves = [logits, *loss.parameters()]
+    views = (loss.n_members, -1) if loss.n_members > 1 else (n_samples,)
 
-    def task(loss: Loss) -> Task:
-        leaves = [logits, *loss.parameters()]
-        return lambda: step(lambda: loss(logits, target).mean(), leaves)
+    def value() -> Tensor:
+        return loss(logits.view(*views, n_classes), target.view(*views)).mean()
 
-    invert = n_classes <= MOST_INVERTED
-    losses = [alias for alias in aliases if invert or alias != "backward_corrected"]
     return {
-        REFERENCE: lambda: step(lambda: functional.cross_entropy(logits, target), [logits]),
-        **{alias: task(build(alias, n_classes, device)) for alias in losses},
+        "reference": lambda: step(lambda: functional.cross_entropy(logits, target), [logits]),
+        "loss": lambda: step(value, leaves),
     }
 
 
@@ -86,13 +84,17 @@ def measure(shapes: Sequence[Shape], aliases: Sequence[str], rounds: int, device
     """Return the ratios of each loss, one per shape; None where the loss is left out."""
     ratios: Ratios = {alias: [] for alias in aliases}
     for shape in shapes:
-        tasks = tasks_at(shape, aliases, device)
-        take_turns(tasks, turns=2)  # discarded
-        medians = {name: np.median(values) for name, values in take_turns(tasks, rounds).items()}
         for alias, row in ratios.items():
-            left_out = alias not in medians
-            row.append(None if left_out else round(medians[alias] / medians[REFERENCE], 2))
+            left_out = alias == "backward_corrected" and shape[1] > MOST_INVERTED
+            row.append(None if left_out else ratio(alias, shape, rounds, device))
     return ratios
+
+
+def ratio(alias: str, shape: Shape, rounds: int, device: str) -> float:
+    tasks = pair_of_tasks(build(alias, shape[1], device), shape, device)
+    take_turns(tasks, turns=2)  # discarded
+    seconds = take_turns(tasks, rounds)
+    return round(float(np.median(seconds["loss"]) / np.median(seconds["reference"])), 2)
 
 
 def table(ratios: Ratios, shapes: Sequence[Shape]) -> str:

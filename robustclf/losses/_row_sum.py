@@ -62,6 +62,30 @@ def power_sum(log_p: Tensor, q: Scalar) -> Tensor:
     return row_sum(log_p, plain, fast)
 
 
+def square_sum(z: Tensor) -> Tensor:
+    """Return `sum_k z_k^2`, `(..., 1)`."""
+
+    def fast(z: Tensor, total: Tensor, slope: Tensor) -> None:
+        torch.sum(torch.mul(z, z, out=slope), -1, True, out=total)
+        torch.mul(z, 2, out=slope)
+
+    return row_sum(z, torch.square, fast)
+
+
+def negative_entropy(log_p: Tensor) -> Tensor:
+    """Return `sum_k p_k log p_k`, `(..., 1)`."""
+
+    def plain(log_p: Tensor) -> Tensor:
+        return log_p.exp() * log_p
+
+    def fast(log_p: Tensor, total: Tensor, slope: Tensor) -> None:
+        p = log_p.exp()
+        torch.sum(torch.mul(p, log_p, out=slope), -1, True, out=total)
+        slope.add_(p)
+
+    return row_sum(log_p, plain, fast)
+
+
 class _RowSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, plain: Any, fast: Any) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from robustclf.losses._base import LOSSES, Loss, PointwiseLoss
 from robustclf.losses._hyperparameters import Scalar, check_integer, check_range, log
+from robustclf.losses._row_sum import negative_entropy
 from robustclf.losses.cross_entropy import CompSum
 from robustclf.losses.symmetric import MeanAbsoluteError
 
@@ -114,10 +115,11 @@ class GeneralizedJensenShannon(Loss):
     def of(self, x_y: Tensor, x: Tensor) -> Tensor:
         """Loss of the labels whose log probabilities are `x_y`."""
         pi1, pi2 = self.pi1, 1 - self.pi1
-        p, p_y = x.exp(), self._mean(x_y.exp())
-        entropy = mixed = -(p * x).sum(-1, keepdim=True)
+        p_y = self._mean(x_y.exp())
+        entropy = mixed = -negative_entropy(x)
         if x.ndim > 2 and self.n_views > 1:
-            entropy, mixed = self._mean(entropy), -_x_log_x(self._mean(p)).sum(-1, keepdim=True)
+            entropy = self._mean(entropy)
+            mixed = -negative_entropy(torch.log(self._mean(x.exp()) + torch.finfo(x.dtype).tiny))
         # H(m): that of pi2 times the mean view, but for the term of the label, which gains pi1
         of_label = _x_log_x(pi2 * p_y) - _x_log_x(pi2 * p_y + pi1)
         divergence: Tensor = of_label + pi2 * (mixed - log(pi2) - entropy)

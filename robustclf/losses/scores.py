@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustclf.losses._base import LOSSES, Loss
 from robustclf.losses._hyperparameters import Scalar, check_range, every, nonzero
-from robustclf.losses._row_sum import power_sum
+from robustclf.losses._row_sum import power_sum, square_sum
 
 ITERATIONS = 4  # of Newton's method, which then is exact to float64 (see the tests)
 
@@ -123,7 +123,7 @@ class Squentropy(Loss):
     def of(self, x_y: Tensor, x: Tensor) -> Tensor:
         """Loss of the labels whose logits are `x_y`."""
         cross_entropy = x.logsumexp(-1, keepdim=True) - x_y
-        others = x.square().sum(-1, keepdim=True) - x_y.square()
+        others = square_sum(x) - x_y.square()
         return cross_entropy + others / (x.shape[-1] - 1)
 
 
@@ -177,5 +177,5 @@ class ZLoss(Loss):
 
     def of(self, x_y: Tensor, x: Tensor) -> Tensor:
         """Loss of the labels whose centred logits are `x_y`."""
-        deviation = torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6)
+        deviation = torch.sqrt(square_sum(x) / x.shape[-1] + 1e-6)
         return F.softplus(self.a * (self.b - x_y / deviation)) / self.a
