@@ -9,8 +9,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 from skorch.callbacks import EpochScoring
 
-from robustclf import RobustClassifier, list_strategies
+from robustclf import RobustClassifier, list_strategies, make_loss
 from robustclf._device import find_device
+from robustclf.losses._base import LOSSES
 
 pytestmark = pytest.mark.gpu
 
@@ -38,6 +39,7 @@ def on_cpu(clf, monkeypatch):
         {"batch_size": 2000},
         {"early_stopping": True},
         {"module": torch.nn.Linear, "n_members": 2},
+        {"loss": "legendretron", "n_members": 2},
     ],
     ids=str,
 )
@@ -53,6 +55,29 @@ def test_fit_on_the_gpu_predict_on_the_cpu(noisy_digits, monkeypatch, params):
     back = pickle.loads(pickle.dumps(clf))
     assert {p.device.type for p in back.net_.module_.parameters()} == {"cuda"}
     assert_array_equal(back.predict_proba(X), proba)
+
+
+NEEDED = {
+    "forward_corrected": {"transition": 0.7 * np.eye(5) + 0.06},
+    "backward_corrected": {"transition": 0.7 * np.eye(5) + 0.06},
+    "logit_adjusted": {"prior": [0.4, 0.3, 0.1, 0.1, 0.1]},
+}
+
+
+@pytest.mark.parametrize("alias", [a for a in LOSSES.names() if a != "ensloss"])
+def test_losses_are_the_same_on_the_gpu(alias):
+    logits = torch.randn(2, 50, 5, generator=torch.Generator().manual_seed(0))
+    loss = make_loss(alias, **NEEDED.get(alias, {})).build(5)
+    for target in (torch.arange(50) % 5, logits[0].softmax(-1)):
+        results = []
+        for device in ("cpu", "cuda"):
+            for module in loss.learned():
+                module.to(device)
+            z = logits.to(device).requires_grad_()
+            value = loss(z, target.to(device))
+            results.append([value, *torch.autograd.grad(value.sum(), z)])
+        for on_cpu, on_gpu in zip(*results, strict=True):
+            torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-5)
 
 
 def test_auto_takes_the_gpu(noisy_digits):
