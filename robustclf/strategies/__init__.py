@@ -6,18 +6,41 @@ from typing import Any
 
 from robustclf.strategies._base import STRATEGIES, Batch, Mixing, Strategy, overrides
 from robustclf.strategies.batch import Mixup
+from robustclf.strategies.gradient_clipping import OptimizedGradientClipping
+from robustclf.strategies.inputs import Adversarial, DecoupledMixup, FeatureNoise, FeatureSwap
 from robustclf.strategies.label import LabelSmoothing
 from robustclf.strategies.penalty import EarlyLearningRegularization
+from robustclf.strategies.regularizers import L1, JoCoR, MeanEntropy, VirtualAdversarial
+from robustclf.strategies.relabelling import SELC, Bootstrap, Refurbish
+from robustclf.strategies.risk import HolisticRobust, InstanceReweighted, SpectralRisk
+from robustclf.strategies.selection import ErrorNormTruncation, SmallLoss
 from robustclf.strategies.weight import CoTeaching
 
 __all__ = [
+    "L1",
+    "SELC",
+    "Adversarial",
     "Batch",
+    "Bootstrap",
     "CoTeaching",
+    "DecoupledMixup",
     "EarlyLearningRegularization",
+    "ErrorNormTruncation",
+    "FeatureNoise",
+    "FeatureSwap",
+    "HolisticRobust",
+    "InstanceReweighted",
+    "JoCoR",
     "LabelSmoothing",
+    "MeanEntropy",
     "Mixing",
     "Mixup",
+    "OptimizedGradientClipping",
+    "Refurbish",
+    "SmallLoss",
+    "SpectralRisk",
     "Strategy",
+    "VirtualAdversarial",
     "list_strategies",
     "make_strategy",
     "overrides",
@@ -61,6 +84,6 @@ def list_strategies() -> list[str]:
     --------
     >>> from robustclf import list_strategies
     >>> list_strategies()
-    ['co_teaching', 'elr', 'label_smoothing', 'mixup']
+    ['adversarial', 'bootstrap', 'co_teaching', ..., 'vat']
     """
     return STRATEGIES.names()

@@ -1,0 +1,279 @@
+"""Strategies that leave out the rows a network finds hard: by their loss or their error norm."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustclf._registry import check_known
+from robustclf.losses._hyperparameters import check_integer, check_range
+from robustclf.strategies._base import STRATEGIES, Batch, Strategy
+
+
+@STRATEGIES.register("small_loss")
+class SmallLoss(Strategy):
+    r"""Weigh a row by how likely its last loss belongs to the lower of two normal components.
+
+    From epoch ``warm_up`` on, a two-component mixture is fitted once per epoch to the last losses
+    of all rows, scaled to [0, 1]; row i gets
+
+    .. math:: w_i \propto P(\text{low} \mid \ell_i)
+        = \frac{\pi_0\, N(\ell_i; \mu_0, \sigma_0^2)}{\sum_c \pi_c\, N(\ell_i; \mu_c, \sigma_c^2)},
+        \qquad \mu_0 \le \mu_1
+
+    or, with ``weights="hard"``, weight 1 if that reaches ``threshold`` and else 0.
+
+    Parameters
+    ----------
+    threshold : float, default=0.5
+        Smallest posterior probability of a row that ``weights="hard"`` keeps, in [0, 1]. Published:
+        0.5 (DivideMix), 0.05 (PLS).
+    warm_up : int, default=10
+        Epochs that train on all rows first, at least 1. Published: 10 (CIFAR-10), 30 (CIFAR-100).
+    weights : {"posterior", "hard"}, default="posterior"
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range.
+
+    Notes
+    -----
+    This is the selection step of DivideMix alone, without its semi-supervised part. The losses are
+    those of the training steps, where the published code spends another pass over the rows; of
+    mixed batches the unmixed rows are passed again. Each member has its own mixture, and the mean
+    weight of a batch stays what it was. A row of weight 0 has no part in the mixture.
+
+    References
+    ----------
+    Li, Socher, Hoi. DivideMix: Learning with Noisy Labels as Semi-supervised Learning. ICLR 2020.
+    arXiv:2002.07394. As weights: Albert et al. Is your noise correction noisy? PLS: Robustness to
+    label noise with two stage detection. WACV 2023. arXiv:2210.04578.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustclf.strategies.selection import SmallLoss
+    >>> strategy = SmallLoss()
+    >>> strategy.loss_ = torch.tensor([[0.1, 0.2, 0.1, 0.2, 3.0, 2.8]])  # (member, row)
+    >>> strategy.posterior().round(decimals=2)
+    tensor([[1., 1., 1., 1., 0., 0.]])
+    """
+
+    def __init__(
+        self, threshold: float = 0.5, warm_up: int = 10, weights: str = "posterior"
+    ) -> None:
+        self.threshold = threshold
+        self.warm_up = warm_up
+        self.weights = weights
+
+    def check(self, loss: Any, n_classes: int) -> None:
+        """Raise ``ValueError`` for parameters out of range."""
+        check_range("threshold", self.threshold, "[0, 1]")
+        check_integer("warm_up", self.warm_up, "[1, inf)")
+        check_known("weights", [self.weights], ["posterior", "hard"])
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Forget the losses: they belong to the rows of one fit."""
+        self.loss_ = X.weight.new_full((net.n_stacked, len(X.y)), torch.nan)
+        self.clean_ = torch.ones_like(self.loss_)
+        self.rows_ = X
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Free the losses: a fitted model holds nothing per training row."""
+        del self.loss_, self.clean_, self.rows_
+
+    def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
+        """Fit the mixture to the losses of the last epoch."""
+        if net.epoch >= self.warm_up:
+            p = self.posterior()
+            self.clean_ = p if self.weights == "posterior" else (p >= self.threshold).to(p)
+
+    def posterior(self) -> Tensor:
+        """Return the posterior of the low component, ``(member, row)``; 1 where no loss is known.
+
+        Uses ``loss_``, which is nan where a member has not trained on a row.
+        """
+        loss = self.loss_
+        known = ~loss.isnan()
+        low = loss.masked_fill(~known, torch.inf).amin(-1, keepdim=True)
+        high = loss.masked_fill(~known, -torch.inf).amax(-1, keepdim=True)
+        scaled = (loss - low) / (high - low).clamp_min(torch.finfo(loss.dtype).tiny)
+        fitted = TwoNormals.fit(scaled, known.to(loss), floor=5e-4)
+        return torch.where(known, fitted.posterior_of_low(scaled), 1.0)
+
+    def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
+        """Return the weights by the mixture of this epoch, ``(member, sample)``."""
+        clean = self.clean_[:, batch.index]
+        if batch.mixing is None:
+            self._remember(batch.index, batch.weight, loss)
+        else:
+            clean = batch.mixing(clean.unsqueeze(-1)).squeeze(-1)
+        return with_total_of(batch.weight, batch.weight * clean)
+
+    def on_batch_end(self, net: Any, batch: Any = None, training: Any = None, **kw: Any) -> None:
+        """Take the losses of the unmixed rows, where a batch was mixed."""
+        if training and batch.mixing is not None:
+            with torch.no_grad():
+                logits = net.module_(batch.mixing.x).to(self.loss_)
+                loss = net.criterion_(logits, self.rows_.y[batch.index])
+            self._remember(batch.index, self.rows_.weight[:, batch.index], loss)
+
+    def _remember(self, index: Tensor, weight: Tensor, loss: Tensor) -> None:
+        self.loss_[:, index] = torch.where(weight > 0, loss, torch.nan)
+
+
+@STRATEGIES.register("error_norm")
+class ErrorNormTruncation(Strategy):
+    r"""Leave out the rows whose prediction is far from their label.
+
+    .. math:: w_i = \mathbf 1\{\lVert p_i - t_i \rVert_2 \le \theta\}
+
+    with p the predicted and t the given distribution over classes. Unlike the loss, the norm also
+    reads how p is spread over the other classes: it is large, at most :math:`\sqrt 2`, where the
+    network is sure of another class.
+
+    Parameters
+    ----------
+    threshold : float, default=1.1
+        Largest norm of a row that is kept, in (0, 2); that of the uniform prediction is below 1.
+        The published code asks for one.
+    fraction : float or None, default=None
+        Share of the rows of a batch left out, in [0, 1): those of the largest norm, instead of
+        those beyond ``threshold``.
+    start_epoch : int, default=5
+        First epoch, from 0, that leaves rows out.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range.
+
+    Notes
+    -----
+    As published, the mean still divides by all rows: leaving many out makes a smaller step. The
+    published fraction is of a running window of tokens; here it is of the batch, whose rows of
+    weight 0 are not counted.
+
+    References
+    ----------
+    Li et al. Error Norm Truncation: Robust Training in the Presence of Data Noise for Text
+    Generation Models. ICLR 2024. arXiv:2310.00840.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustclf.strategies import Batch
+    >>> from robustclf.strategies.selection import ErrorNormTruncation, error_norm
+    >>> p = torch.tensor([[[0.9, 0.1, 0.0], [0.0, 0.5, 0.5], [0.0, 1.0, 0.0]]])
+    >>> batch = Batch(torch.zeros(3, 1), torch.zeros(3, dtype=int), torch.ones(1, 3),
+    ...               torch.arange(3))
+    >>> error_norm(p, batch)
+    tensor([[0.1414, 1.2247, 1.4142]])
+    """
+
+    def __init__(
+        self, threshold: float = 1.1, fraction: float | None = None, start_epoch: int = 5
+    ) -> None:
+        self.threshold = threshold
+        self.fraction = fraction
+        self.start_epoch = start_epoch
+
+    def check(self, loss: Any, n_classes: int) -> None:
+        """Raise ``ValueError`` for parameters out of range."""
+        check_range("threshold", self.threshold, "(0, 2)")
+        check_integer("start_epoch", self.start_epoch, "[0, inf)")
+        if self.fraction is not None:
+            check_range("fraction", self.fraction, "[0, 1)")
+
+    def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
+        """Keep the probabilities for the weights; the targets stay."""
+        self.proba_ = net.proba(logits)
+        return batch.target
+
+    def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
+        """Return weights that are 0 for the rows left out, ``(member, sample)``."""
+        norm = error_norm(self.proba_, batch)
+        del self.proba_
+        weight = batch.weight.expand_as(norm)
+        if net.epoch < self.start_epoch:
+            return weight
+        if self.fraction is None:
+            return weight * (norm <= self.threshold)
+        rank = norm.masked_fill(weight == 0, torch.inf).argsort(-1).argsort(-1)
+        n_kept = torch.ceil((1 - self.fraction) * (weight > 0).sum(-1, keepdim=True))
+        return weight * (rank < n_kept)
+
+
+def error_norm(proba: Tensor, batch: Batch) -> Tensor:
+    """Return the distance of the probabilities to the targets, ``(member, sample)``."""
+    norm: Tensor = (proba - batch.distribution(proba.shape[-1])).norm(dim=-1)
+    return norm
+
+
+def with_total_of(weight: Tensor, selected: Tensor) -> Tensor:
+    """Scale the selected weights, ``(member, sample)``, to the total of those before."""
+    total = selected.sum(-1, keepdim=True).clamp_min(torch.finfo(selected.dtype).tiny)
+    return selected * (weight.sum(-1, keepdim=True) / total)
+
+
+class TwoNormals(NamedTuple):
+    """Mixtures of two normal distributions, one per member; the lower mean comes first."""
+
+    mean: Tensor  # (member, 2), as the others
+    variance: Tensor
+    share: Tensor
+
+    @classmethod
+    def fit(cls, x: Tensor, weight: Tensor, floor: float, n_iter: int = 10) -> TwoNormals:
+        """Fit by expectation maximisation, from two means; starts and ends the same every time.
+
+        Parameters
+        ----------
+        x, weight : Tensor of shape (member, sample)
+            Values of weight 0 may be anything.
+        floor : float
+            Added to the variances.
+        n_iter : int, default=10
+        """
+        x = torch.where(weight > 0, x, 0.0)
+        weight = with_total_of(torch.ones_like(weight[:, :1]), weight)
+        centre = (weight * x).sum(-1, keepdim=True)
+        x = x - centre
+        powers = _powers(x)
+        spread = (weight.unsqueeze(-2) @ powers)[..., 2]
+        cut = torch.zeros_like(centre)
+        for _ in range(3):
+            fitted = cls._of(weight * (x <= cut), weight, powers, spread, floor)
+            cut = fitted.mean.mean(-1, keepdim=True)
+        for _ in range(n_iter):
+            fitted = cls._of(weight * fitted._posterior(powers), weight, powers, spread, floor)
+        order = fitted.mean.argsort(dim=-1, stable=True)
+        mean, variance, share = (values.gather(-1, order) for values in fitted)
+        return cls(mean + centre, variance, share)
+
+    @classmethod
+    def _of(cls, low: Tensor, all_: Tensor, powers: Tensor, spread: Tensor, floor: float) -> Any:
+        """Return the moments of the values low and high; those of all values for an empty part."""
+        share, first, second = (torch.stack([low, all_ - low], -2) @ powers).unbind(-1)
+        tiny = 10 * torch.finfo(share.dtype).eps
+        mean = first / (share + tiny)
+        variance = (second + tiny * spread) / (share + tiny) - mean * mean
+        return cls(mean, variance.relu() + floor, share)
+
+    def posterior_of_low(self, x: Tensor) -> Tensor:
+        """Return the probability that ``x``, ``(member, sample)``, is of the low component."""
+        return self._posterior(_powers(x))
+
+    def _posterior(self, powers: Tensor) -> Tensor:
+        share = self.share.clamp_min(torch.finfo(self.share.dtype).tiny)
+        slope = self.mean / self.variance
+        constant = (share / self.variance.sqrt()).log() - 0.5 * self.mean * slope
+        low, high = torch.stack([constant, slope, -0.5 / self.variance], -2).unbind(-1)
+        return (powers @ (low - high).unsqueeze(-1)).squeeze(-1).sigmoid()  # of the log odds
+
+
+def _powers(x: Tensor) -> Tensor:
+    return torch.stack([torch.ones_like(x), x, x * x], -1)
