@@ -30,15 +30,15 @@ from robustclf._device import seeded
 from robustclf._net import CHUNK, SCHEDULES, out_of_fold
 from robustclf._params import NestedParamsMixin
 from robustclf._rows import Rows, as_labels, encode_labels, row_weights
-from robustclf.losses import Loss, make_loss
+from robustclf.losses import Loss
 from robustclf.preprocessing import TabularEncoder
 from robustclf.strategies import Strategy
 
 
 def _reads_vacuity(clf: Any) -> bool:
     net = getattr(clf, "net_", None)
-    loss = net.criterion_.loss if net else make_loss(clf.loss)
-    if not hasattr(loss, "vacuity"):
+    loss = net.criterion_.loss if net else clf.loss
+    if not (loss == "evidential" or hasattr(loss, "vacuity")):
         raise AttributeError(f"vacuity needs loss='evidential', got loss={clf.loss!r}")
     return True
 

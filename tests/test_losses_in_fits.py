@@ -80,6 +80,7 @@ def test_evidential_probabilities_and_vacuity(iris):
 def test_vacuity_needs_an_evidential_loss(iris):
     clf = RobustClassifier(**FAST)
     assert not hasattr(clf, "vacuity")
+    assert not hasattr(RobustClassifier(loss="gec"), "vacuity")
     with pytest.raises(AttributeError, match="vacuity"):
         clf.fit(*iris).vacuity(iris[0])
     assert hasattr(clone(clf).set_params(loss="evidential"), "vacuity")

@@ -301,6 +301,16 @@ def test_elr_warns_on_bounded_losses_only(iris, loss, recwarn):
     assert all("loss='ce'" in message for message in warned)
 
 
+def test_rows_that_are_mixed_twice_are_mixed_as_recorded(batch):
+    once = Mixup().on_batch(stub(), batch)
+    twice = Mixup().on_batch(stub(), once)
+    assert_close(twice.mixing(batch.x), twice.x)
+    assert twice.mixing.x is batch.x
+    mixed = twice.mixing(batch.weight.unsqueeze(-1) * batch.distribution(K))
+    assert_close(mixed.sum(-1), twice.weight)
+    assert_close(mixed, twice.weight.unsqueeze(-1) * twice.target)
+
+
 # Combinations ---------------------------------------------------------------------------------
 
 NEEDED = {

@@ -175,6 +175,12 @@ class Loss(BaseEstimator):
         for module in self.learned():
             yield from module.parameters()
 
+    def set_params(self, **params: Any) -> Self:
+        """Set hyper-parameters; what `build` made of former ones is forgotten."""
+        for name in [name for name in vars(self) if params and name.endswith("_")]:
+            delattr(self, name)
+        return super().set_params(**params)  # type: ignore[no-any-return]
+
     def _replaced(self, **changes: Any) -> Self:
         """Shallow copy with attributes changed, which keeps learned parts."""
         other = copy.copy(self)

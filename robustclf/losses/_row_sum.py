@@ -43,7 +43,7 @@ def row_sum(
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return plain(x).sum(-1, keepdim=True)
-    total: Tensor = _RowSum.apply(x, plain, fast)  # type: ignore[no-untyped-call]
+    total: Tensor = _RowSum.apply(x, plain, fast)  # type: ignore[no-untyped-call]  # of torch
     return total
 
 

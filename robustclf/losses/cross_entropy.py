@@ -9,6 +9,7 @@ from torch import Tensor
 from robustclf.losses._base import LOSSES, PointwiseLoss
 from robustclf.losses._hyperparameters import (
     Scalar,
+    check_flag,
     check_integer,
     check_range,
     every,
@@ -89,8 +90,9 @@ class Focal(PointwiseLoss):
     proper = property(lambda self: self.convex)
 
     def check(self, n_classes: int) -> None:
-        """Check gamma."""
+        """Check gamma and detach_focal."""
         check_range("gamma", self.gamma, "[0, inf)")
+        check_flag("detach_focal", self.detach_focal)
 
     def of_log_p(self, log_p: Tensor) -> Tensor:
         """Loss as an elementwise function of log p."""

@@ -61,9 +61,8 @@ class LabelRobust(Loss):
         return self._scores(logits, 1.0)
 
     def _scores(self, logits: Tensor, scale: Scalar) -> Tensor:
+        """Scores f over a scale: one division of a large array, for two."""
         scores, size = NORMALIZATIONS[self.normalization](logits)
-        if isinstance(size, float) and isinstance(scale, float) and size == scale:
-            return scores
         return scores / (size * scale)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,11 +23,26 @@ class Mixing:
 
     lam: float
     partner: Tensor  # (sample,)
-    x: Tensor  # (sample, feature), the rows before mixing
+    x: Tensor  # (sample, feature), the rows before any mixing
+    first: Mixing | None = None  # how the rows were mixed before
 
     def __call__(self, values: Tensor) -> Tensor:
         """Mix ``values`` of shape ``(..., sample, k)`` the way the rows were mixed."""
+        if self.first is not None:
+            values = self.first(values)
         return self.lam * values + (1 - self.lam) * values.index_select(-2, self.partner)
+
+    def batch(self, before: Batch, x: Tensor, n_classes: int) -> Batch:
+        """Return the batch that ``before``, of rows ``self.x``, becomes with the mixed rows ``x``.
+
+        Weights move into the targets: each of the two labels counts with its own row's weight.
+        """
+        target = self(before.weight.unsqueeze(-1) * before.distribution(n_classes))
+        weight = target.sum(-1)
+        target = target / weight.unsqueeze(-1).clamp_min(torch.finfo(weight.dtype).tiny)
+        first = before.mixing
+        mixing = self if first is None else replace(self, x=first.x, first=first)
+        return Batch(x, target, weight, before.index, mixing)
 
 
 @dataclass(slots=True)

@@ -69,12 +69,7 @@ class Mixup(Strategy):
             x[..., -net.n_codes :] = torch.where(
                 mine, codes, codes.index_select(-2, mixing.partner)
             )
-        # weights move into the targets: each of the two labels counts with its own row's weight
-        weighted = batch.weight.unsqueeze(-1) * batch.distribution(net.n_classes)
-        target = mixing(weighted)
-        weight = target.sum(-1)
-        target = target / weight.unsqueeze(-1).clamp_min(torch.finfo(weight.dtype).tiny)
-        return Batch(x, target, weight, batch.index, mixing)
+        return mixing.batch(batch, x, net.n_classes)
 
 
 def _symmetric_beta(alpha: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -147,11 +147,7 @@ class FeatureSwap(Strategy):
         taken = torch.rand(n, n_columns, device=device).argsort(-1) < n_taken
         x = torch.where(taken, batch.x.index_select(-2, partner), batch.x)
         mixing = Mixing(1 - n_taken / max(n_columns, 1), partner, batch.x)
-        # weights move into the targets: each of the two labels counts with its own row's weight
-        target = mixing(batch.weight.unsqueeze(-1) * batch.distribution(net.n_classes))
-        weight = target.sum(-1)
-        target = target / weight.unsqueeze(-1).clamp_min(torch.finfo(weight.dtype).tiny)
-        return Batch(x, target, weight, batch.index, after(batch.mixing, mixing))
+        return mixing.batch(batch, x, net.n_classes)
 
 
 @STRATEGIES.register("adversarial")
@@ -333,7 +329,7 @@ class DecoupledMixup(Mixup):
         partner = mixed.mixing.partner
         self.pair_ = [(label, batch.weight)]
         self.pair_ += [(label.index_select(-1, partner), batch.weight.index_select(-1, partner))]
-        return replace(mixed, mixing=after(batch.mixing, mixed.mixing))
+        return mixed
 
     def penalty(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
         """Return the decoupled terms of each sample, ``(member, sample)``."""
@@ -354,24 +350,6 @@ def _without(logits: Tensor, label: Tensor, other: Tensor) -> Tensor:
     kept = others.gather(-1, label.unsqueeze(-1).expand(shape)).squeeze(-1)
     entropy: Tensor = others.logsumexp(-1) - kept
     return entropy
-
-
-@dataclass(slots=True)
-class _Twice(Mixing):
-    """A mixture of mixed rows; partner and share are those of the second mixing."""
-
-    first: Mixing
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """Mix ``values`` the way the rows were mixed, twice."""
-        return Mixing.__call__(self, self.first(values))
-
-
-def after(first: Mixing | None, second: Mixing) -> Mixing:
-    """Return how rows were mixed that are mixed again."""
-    if first is None:
-        return second
-    return _Twice(second.lam, second.partner, first.x, first)
 
 
 def n_numeric(net: Any) -> int:
