@@ -61,9 +61,10 @@ class LabelRobust(Loss):
         return self._scores(logits, 1.0)
 
     def _scores(self, logits: Tensor, scale: Scalar) -> Tensor:
-        """Scores f over a scale: one division of a large array, for two."""
+        """Scores f over a scale: one division of a large array for two, none where it is by one."""
         scores, size = NORMALIZATIONS[self.normalization](logits)
-        return scores / (size * scale)
+        divisor = size * scale
+        return scores if isinstance(divisor, float) and divisor == 1 else scores / divisor
 
 
 def _worst_case(log_q: Tensor, margin: Scalar, lam: Scalar, n_classes: int) -> Tensor:
