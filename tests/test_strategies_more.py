@@ -13,10 +13,22 @@ from torch.testing import assert_close
 from robustclf import RobustClassifier, make_loss, make_strategy
 from robustclf._net import Criterion
 from robustclf.modules import TabularInput, make_network
-from robustclf.strategies import Batch, LabelSmoothing, Mixup
-from robustclf.strategies.inputs import Adversarial, DecoupledMixup, FeatureNoise, FeatureSwap
-from robustclf.strategies.regularizers import L1, JoCoR, MeanEntropy, VirtualAdversarial
-from robustclf.strategies.relabelling import SELC, Bootstrap, Refurbish
+from robustclf.strategies import (
+    L1,
+    SELC,
+    Adversarial,
+    Batch,
+    Bootstrap,
+    DecoupledMixup,
+    FeatureNoise,
+    FeatureSwap,
+    JoCoR,
+    LabelSmoothing,
+    MeanEntropy,
+    Mixup,
+    Refurbish,
+    VirtualAdversarial,
+)
 
 N, K, M = 12, 3, 2
 ALIASES = ["bootstrap", "refurbish", "selc", "adversarial", "decoupled_mixup"]

@@ -14,7 +14,15 @@ from torch.testing import assert_close
 
 from robustclf import RobustClassifier, make_loss, make_strategy
 from robustclf.losses import Clipped
-from robustclf.strategies import Batch, Mixup
+from robustclf.strategies import (
+    Batch,
+    ErrorNormTruncation,
+    HolisticRobust,
+    InstanceReweighted,
+    Mixup,
+    SmallLoss,
+    SpectralRisk,
+)
 from robustclf.strategies.gradient_clipping import (
     OptimizedGradientClipping,
     clipping_limit,
@@ -22,8 +30,7 @@ from robustclf.strategies.gradient_clipping import (
     grid,
     slope,
 )
-from robustclf.strategies.risk import HolisticRobust, InstanceReweighted, SpectralRisk
-from robustclf.strategies.selection import ErrorNormTruncation, SmallLoss, TwoNormals
+from robustclf.strategies.selection import TwoNormals
 
 REFERENCE = Path(__file__).parent / "reference"
 K = 4

@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from robustclf.strategies._base import STRATEGIES, Batch, Mixing, Strategy, overrides
-from robustclf.strategies.batch import Mixup
 from robustclf.strategies.gradient_clipping import OptimizedGradientClipping
-from robustclf.strategies.inputs import Adversarial, DecoupledMixup, FeatureNoise, FeatureSwap
-from robustclf.strategies.label import LabelSmoothing
-from robustclf.strategies.penalty import EarlyLearningRegularization
-from robustclf.strategies.regularizers import L1, JoCoR, MeanEntropy, VirtualAdversarial
-from robustclf.strategies.relabelling import SELC, Bootstrap, Refurbish
+from robustclf.strategies.mixing import DecoupledMixup, FeatureSwap, Mixup
+from robustclf.strategies.peers import CoTeaching, JoCoR
+from robustclf.strategies.perturbation import Adversarial, FeatureNoise, VirtualAdversarial
+from robustclf.strategies.regularizers import L1, EarlyLearningRegularization, MeanEntropy
+from robustclf.strategies.relabelling import SELC, Bootstrap, LabelSmoothing, Refurbish
 from robustclf.strategies.risk import HolisticRobust, InstanceReweighted, SpectralRisk
 from robustclf.strategies.selection import ErrorNormTruncation, SmallLoss
-from robustclf.strategies.weight import CoTeaching
 
 __all__ = [
     "L1",

@@ -67,7 +67,7 @@ class OptimizedGradientClipping(Strategy):
     --------
     >>> from sklearn.datasets import load_digits
     >>> from robustclf import RobustClassifier
-    >>> from robustclf.strategies.gradient_clipping import OptimizedGradientClipping
+    >>> from robustclf.strategies import OptimizedGradientClipping
     >>> X, y = load_digits(return_X_y=True)
     >>> noisy = y.copy()
     >>> noisy[::3] = (noisy[::3] + 1) % 10  # a third of the labels is wrong

@@ -1,4 +1,4 @@
-"""Strategies that put the network's own predictions in the place of labels."""
+"""Strategies that edit labels: by a constant, or by the network's own predictions."""
 
 from __future__ import annotations
 
@@ -27,6 +27,56 @@ def predicted(net: Any, logits: Tensor) -> Tensor:
 def one_hot(label: Tensor, like: Tensor) -> Tensor:
     """Return labels as distributions, of the classes and the type of ``like``."""
     return torch.nn.functional.one_hot(label, like.shape[-1]).to(like.dtype)
+
+
+@STRATEGIES.register("label_smoothing")
+class LabelSmoothing(Strategy):
+    r"""Move a part of every target to the uniform distribution.
+
+    .. math:: t \leftarrow (1 - \varepsilon)\, t + \varepsilon / K
+
+    Parameters
+    ----------
+    epsilon : float, default=0.1
+        Probability mass spread over all K classes, the given one included; in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If ``epsilon`` lies outside [0, 1].
+
+    Notes
+    -----
+    On a symmetric loss (MAE, normalised losses), whose sum over the labels is a constant, smoothing
+    only scales the loss by ``1 - epsilon``.
+
+    References
+    ----------
+    Szegedy et al. Rethinking the Inception Architecture for Computer Vision. CVPR 2016.
+    arXiv:1512.00567. Under label noise: Lukasik et al. ICML 2020. arXiv:2003.02819.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustclf.strategies import STRATEGIES, Batch, LabelSmoothing
+    >>> logits = torch.zeros(1, 2, 4)
+    >>> batch = Batch(torch.zeros(2, 3), torch.tensor([0, 2]), torch.ones(1, 2), torch.arange(2))
+    >>> LabelSmoothing(epsilon=0.2).relabel(None, batch, logits)
+    tensor([[0.8500, 0.0500, 0.0500, 0.0500],
+            [0.0500, 0.0500, 0.8500, 0.0500]])
+    """
+
+    def __init__(self, epsilon: float = 0.1) -> None:
+        self.epsilon = epsilon
+
+    def check(self, loss: Any, n_classes: int) -> None:
+        """Raise ``ValueError`` unless epsilon lies in [0, 1]."""
+        check_range("epsilon", self.epsilon, "[0, 1]")
+
+    def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
+        """Return the smoothed targets, ``([member,] sample, class)``."""
+        n_classes = logits.shape[-1]
+        return (1 - self.epsilon) * batch.distribution(n_classes) + self.epsilon / n_classes
 
 
 @STRATEGIES.register("bootstrap")
@@ -69,7 +119,7 @@ class Bootstrap(Strategy):
     --------
     >>> from sklearn.datasets import load_wine
     >>> from robustclf import RobustClassifier
-    >>> from robustclf.strategies.relabelling import Bootstrap
+    >>> from robustclf.strategies import Bootstrap
     >>> X, y = load_wine(return_X_y=True)
     >>> clf = RobustClassifier(loss="ce", strategy=Bootstrap(0.7), random_state=0)
     >>> clf.fit(X, y).score(X, y) > 0.95
@@ -177,7 +227,7 @@ class SELC(Remembering):
     --------
     >>> from sklearn.datasets import load_wine
     >>> from robustclf import RobustClassifier
-    >>> from robustclf.strategies.relabelling import SELC
+    >>> from robustclf.strategies import SELC
     >>> X, y = load_wine(return_X_y=True)
     >>> clf = RobustClassifier(loss="ce", strategy=SELC(warm_up=20), random_state=0).fit(X, y)
     >>> clf.score(X, y) > 0.95
@@ -246,7 +296,7 @@ class Refurbish(Remembering):
     --------
     >>> from sklearn.datasets import load_wine
     >>> from robustclf import RobustClassifier
-    >>> from robustclf.strategies.relabelling import Refurbish
+    >>> from robustclf.strategies import Refurbish
     >>> X, y = load_wine(return_X_y=True)
     >>> clf = RobustClassifier(loss="ce", strategy=Refurbish(0.8), random_state=0).fit(X, y)
     >>> clf.score(X, y) > 0.95

@@ -59,7 +59,7 @@ class SpectralRisk(Strategy):
     --------
     >>> import torch
     >>> from robustclf.strategies import Batch
-    >>> from robustclf.strategies.risk import SpectralRisk
+    >>> from robustclf.strategies import SpectralRisk
     >>> loss = torch.tensor([[3.0, 1.0, 4.0, 2.0]])  # (member, sample)
     >>> batch = Batch(torch.zeros(4, 1), torch.zeros(4, dtype=int), torch.ones(1, 4),
     ...               torch.arange(4))
@@ -145,7 +145,7 @@ class InstanceReweighted(Strategy):
     --------
     >>> import torch
     >>> from robustclf.strategies import Batch
-    >>> from robustclf.strategies.risk import InstanceReweighted
+    >>> from robustclf.strategies import InstanceReweighted
     >>> loss = torch.tensor([[0.0, 0.0, 2.0]])  # (member, sample)
     >>> batch = Batch(torch.zeros(3, 1), torch.zeros(3, dtype=int), torch.ones(1, 3),
     ...               torch.arange(3))
@@ -215,7 +215,7 @@ class HolisticRobust(Strategy):
     --------
     >>> import torch
     >>> from robustclf.strategies import Batch
-    >>> from robustclf.strategies.risk import HolisticRobust
+    >>> from robustclf.strategies import HolisticRobust
     >>> loss = torch.tensor([[0.0, 1.0, 2.0, 3.0]])  # (member, sample)
     >>> batch = Batch(torch.zeros(4, 1), torch.zeros(4, dtype=int), torch.ones(1, 4),
     ...               torch.arange(4))

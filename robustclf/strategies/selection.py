@@ -55,7 +55,7 @@ class SmallLoss(Strategy):
     Examples
     --------
     >>> import torch
-    >>> from robustclf.strategies.selection import SmallLoss
+    >>> from robustclf.strategies import SmallLoss
     >>> strategy = SmallLoss()
     >>> strategy.loss_ = torch.tensor([[0.1, 0.2, 0.1, 0.2, 3.0, 2.8]])  # (member, row)
     >>> strategy.posterior().round(decimals=2)
@@ -166,7 +166,7 @@ class ErrorNormTruncation(Strategy):
     --------
     >>> import torch
     >>> from robustclf.strategies import Batch
-    >>> from robustclf.strategies.selection import ErrorNormTruncation, error_norm
+    >>> from robustclf.strategies.selection import error_norm
     >>> p = torch.tensor([[[0.9, 0.1, 0.0], [0.0, 0.5, 0.5], [0.0, 1.0, 0.0]]])
     >>> batch = Batch(torch.zeros(3, 1), torch.zeros(3, dtype=int), torch.ones(1, 3),
     ...               torch.arange(3))

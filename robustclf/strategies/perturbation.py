@@ -1,4 +1,4 @@
-"""Strategies that change the rows of a batch: noise, exchanged features, adversarial rows."""
+"""Strategies that move rows a little, at random or to where it hurts most."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from robustclf._registry import check_known
 from robustclf.losses._hyperparameters import check_flag, check_integer, check_range
-from robustclf.strategies._base import STRATEGIES, Batch, Mixing, Strategy
-from robustclf.strategies.batch import Mixup, _symmetric_beta
+from robustclf.strategies._base import STRATEGIES, Batch, Strategy
 
 
 @STRATEGIES.register("feature_noise")
@@ -52,7 +51,7 @@ class FeatureNoise(Strategy):
     --------
     >>> from sklearn.datasets import load_wine
     >>> from robustclf import RobustClassifier
-    >>> from robustclf.strategies.inputs import FeatureNoise
+    >>> from robustclf.strategies import FeatureNoise
     >>> X, y = load_wine(return_X_y=True)
     >>> clf = RobustClassifier(strategy=FeatureNoise(scale=0.3), random_state=0).fit(X, y)
     >>> clf.score(X, y) > 0.95
@@ -75,79 +74,6 @@ class FeatureNoise(Strategy):
         if self.p < 1:
             noise = noise * (torch.rand_like(numbers) < self.p)
         return replace(batch, x=with_numbers(batch.x, numbers + noise))
-
-
-@STRATEGIES.register("feature_swap")
-class FeatureSwap(Strategy):
-    r"""CutMix for tables: give every row some features of a partner, and mix their losses.
-
-    .. math::
-        \tilde x_{ij} = m_{ij}\, x_{ij} + (1 - m_{ij})\, x_{\pi(i)j}, \qquad
-        \lambda\, w_i \ell(f(\tilde x_i), t_i) + (1 - \lambda)\, w_{\pi(i)} \ell(f(\tilde x_i),
-        t_{\pi(i)})
-
-    with one permutation :math:`\pi` per batch. Each row has a random mask m of its own, with the
-    same number of zeros: the share of the partner, drawn from Beta(alpha, alpha) and rounded to
-    whole columns. :math:`\lambda` is the share of the columns that a row keeps.
-
-    Parameters
-    ----------
-    alpha : float, default=1.0
-        Concentration of the Beta distribution, in (0, inf). Small values exchange few features, or
-        nearly all.
-    p : float, default=0.5
-        Share of the batches in which features are exchanged, in [0, 1]. Published for images: 0.5
-        (CIFAR), 1 (ImageNet).
-
-    Raises
-    ------
-    ValueError
-        If a parameter is out of range.
-
-    Notes
-    -----
-    Columns are those of the encoded row: a number, a code, or an indicator. A category with few
-    values has one indicator per value, and a swapped row may mix the indicators of two values.
-    Each value of a swapped row is one that occurs in its column, unlike those of mixup.
-
-    References
-    ----------
-    Yun et al. CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
-    Features. ICCV 2019. arXiv:1905.04899. In tables, without mixed losses: Somepalli et al. SAINT.
-    arXiv:2106.01342.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_wine
-    >>> from robustclf import RobustClassifier
-    >>> from robustclf.strategies.inputs import FeatureSwap
-    >>> X, y = load_wine(return_X_y=True)
-    >>> clf = RobustClassifier(strategy=FeatureSwap(alpha=0.5), random_state=0).fit(X, y)
-    >>> clf.score(X, y) > 0.95
-    True
-    """
-
-    def __init__(self, alpha: float = 1.0, p: float = 0.5) -> None:
-        self.alpha = alpha
-        self.p = p
-
-    def check(self, loss: Any, n_classes: int) -> None:
-        """Raise ``ValueError`` for parameters out of range."""
-        check_range("alpha", self.alpha, "(0, inf)")
-        check_range("p", self.p, "[0, 1]")
-
-    def on_batch(self, net: Any, batch: Batch) -> Batch:
-        """Exchange features between the rows of the batch."""
-        if float(torch.rand(())) >= self.p:
-            return batch
-        n, n_columns = batch.x.shape[-2:]
-        device = batch.x.device
-        n_taken = round((1 - _symmetric_beta(float(self.alpha))) * n_columns)
-        partner = torch.randperm(n, device=device)
-        taken = torch.rand(n, n_columns, device=device).argsort(-1) < n_taken
-        x = torch.where(taken, batch.x.index_select(-2, partner), batch.x)
-        mixing = Mixing(1 - n_taken / max(n_columns, 1), partner, batch.x)
-        return mixing.batch(batch, x, net.n_classes)
 
 
 @STRATEGIES.register("adversarial")
@@ -196,7 +122,7 @@ class Adversarial(Strategy):
     --------
     >>> from sklearn.datasets import load_wine
     >>> from robustclf import RobustClassifier
-    >>> from robustclf.strategies.inputs import Adversarial
+    >>> from robustclf.strategies import Adversarial
     >>> X, y = load_wine(return_X_y=True)
     >>> pgd = Adversarial(eps=0.2, steps=3, random_start=True)
     >>> clf = RobustClassifier(strategy=pgd, random_state=0).fit(X, y)
@@ -265,24 +191,33 @@ class Adversarial(Strategy):
         return shift * factor.clamp_max(1)
 
 
-@STRATEGIES.register("decoupled_mixup")
-class DecoupledMixup(Mixup):
-    r"""Mixup that also asks for each of the two labels as if the other were not there.
+@STRATEGIES.register("vat")
+class VirtualAdversarial(Strategy):
+    r"""Keep the prediction the same in the direction in which it changes fastest.
 
     .. math::
-        \mathrm{mixup} - \eta \left( w_i \log \frac{e^{z_a}}{\sum_{c \ne b} e^{z_c}}
-        + w_{\pi(i)} \log \frac{e^{z_b}}{\sum_{c \ne a} e^{z_c}} \right)
+        R_i = \lambda\, w_i\, \mathrm{KL}\left( p(x_i) \,\Vert\, p(x_i + \epsilon d_i) \right),
+        \qquad
+        d_i \leftarrow \frac{g}{\lVert g \rVert_2}, \quad
+        g = \nabla_r \mathrm{KL}\left( p(x_i) \,\Vert\, p(x_i + r) \right) \big|_{r = \xi d_i}
 
-    for a mixed row with logits z and the labels :math:`a = y_i \ne b = y_{\pi(i)}`. Neither term
-    depends on how much of a label is in the mixture, so both classes are told from the others with
-    confidence. Where :math:`a = b` it is mixup.
+    with p the softmax of the logits. d starts as a random direction and ``n_iter`` steps of the
+    power method turn it to the largest curvature. No label is used. No gradient flows through
+    p(x) or d. Only numbers move: indicators and codes of categories stay as they are.
 
     Parameters
     ----------
-    alpha : float, default=1.0
-        Concentration of the Beta distribution of mixup, in (0, inf).
-    eta : float, default=0.1
-        Strength of the decoupled terms, non-negative. Published: 0.1 (CIFAR-100: 0.01).
+    lam : float, default=1.0
+        Strength, non-negative.
+    eps : float, default=0.3
+        Euclidean length of the perturbation of a row, non-negative, in the units of the encoded
+        numbers: the interquartile range of a feature is about 1. The authors tune this alone; a
+        length at which classes meet merges them.
+    xi : float, default=1e-3
+        Length at which the gradient is taken, positive. Published: 1e-6, at which few digits of
+        the gradient are left in single precision.
+    n_iter : int, default=1
+        Steps of the power method, at least 1; each costs a forward and a backward pass.
 
     Raises
     ------
@@ -291,65 +226,67 @@ class DecoupledMixup(Mixup):
 
     Notes
     -----
-    With two classes nothing is left to decouple, and it is mixup. The decoupled terms are left out
-    where a row of weight 0 takes part: a held-out label stays unknown. The published code also
-    leaves them out for mixtures of equal parts, which it cannot tell apart. A target that is a
-    distribution already counts as its most probable class.
+    Both predictions are those of the network without dropout, and with running batch statistics:
+    with them the divergence would measure two draws of the dropout, not the perturbation.
 
     References
     ----------
-    Liu et al. Harnessing Hard Mixed Samples with Decoupled Regularizer. NeurIPS 2023.
-    arXiv:2203.10761.
+    Miyato, Maeda, Koyama, Ishii. Virtual Adversarial Training. IEEE TPAMI 41(8), 2018.
+    arXiv:1704.03976.
 
     Examples
     --------
     >>> from sklearn.datasets import load_wine
     >>> from robustclf import RobustClassifier
-    >>> from robustclf.strategies.inputs import DecoupledMixup
+    >>> from robustclf.strategies import VirtualAdversarial
     >>> X, y = load_wine(return_X_y=True)
-    >>> clf = RobustClassifier(strategy=DecoupledMixup(alpha=0.4), random_state=0).fit(X, y)
+    >>> clf = RobustClassifier(strategy=VirtualAdversarial(eps=0.2), random_state=0).fit(X, y)
     >>> clf.score(X, y) > 0.95
     True
     """
 
-    def __init__(self, alpha: float = 1.0, eta: float = 0.1) -> None:
-        super().__init__(alpha)
-        self.eta = eta
+    def __init__(
+        self, lam: float = 1.0, eps: float = 0.3, xi: float = 1e-3, n_iter: int = 1
+    ) -> None:
+        self.lam = lam
+        self.eps = eps
+        self.xi = xi
+        self.n_iter = n_iter
 
     def check(self, loss: Any, n_classes: int) -> None:
         """Raise ``ValueError`` for parameters out of range."""
-        super().check(loss, n_classes)
-        check_range("eta", self.eta, "[0, inf)")
+        check_range("lam", self.lam, "[0, inf)")
+        check_range("eps", self.eps, "[0, inf)")
+        check_range("xi", self.xi, "(0, inf)")
+        check_integer("n_iter", self.n_iter, "[1, inf)")
 
     def on_batch(self, net: Any, batch: Batch) -> Batch:
-        """Mix every row with a partner of the same batch."""
-        mixed = super().on_batch(net, batch)
-        assert mixed.mixing is not None
-        label = batch.target.argmax(-1) if batch.target.is_floating_point() else batch.target
-        partner = mixed.mixing.partner
-        self.pair_ = [(label, batch.weight)]
-        self.pair_ += [(label.index_select(-1, partner), batch.weight.index_select(-1, partner))]
-        return mixed
+        """Draw the directions to start from, the same for all members."""
+        self.start_ = unit(torch.randn_like(batch.x[..., : n_numeric(net)]))
+        return batch
 
     def penalty(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
-        """Return the decoupled terms of each sample, ``(member, sample)``."""
-        (a, w_a), (b, w_b) = self.pair_
-        decoupled = (a != b) & (w_a > 0) & (w_b > 0)
-        terms = w_a * _without(logits, a, b) + w_b * _without(logits, b, a)
-        return self.eta * torch.where(decoupled, terms, 0.0)
+        """Return the penalty of each sample, ``(member, sample)``."""
+        x = batch.x.expand(net.n_stacked, *batch.x.shape[-2:])
+        numbers = x[..., : n_numeric(net)]
+        direction = self.start_.expand_as(numbers)
+
+        def divergence(shift: Tensor) -> Tensor:
+            moved: Tensor = net.module_(with_numbers(x, numbers + shift)).to(logits.dtype)
+            return (log_p.exp() * (log_p - moved.log_softmax(-1))).sum(-1)
+
+        with evaluating(net.module_):
+            with torch.no_grad():
+                log_p: Tensor = net.module_(x).to(logits.dtype).log_softmax(-1)
+            for _ in range(self.n_iter):
+                shift = (self.xi * direction).requires_grad_()
+                (gradient,) = torch.autograd.grad(divergence(shift).sum(), shift)
+                direction = unit(gradient)
+            return self.lam * batch.weight * divergence(self.eps * direction)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the labels of the last batch."""
-        self.__dict__.pop("pair_", None)
-
-
-def _without(logits: Tensor, label: Tensor, other: Tensor) -> Tensor:
-    """Cross entropy of ``label`` among all classes but ``other``, ``(member, sample)``."""
-    shape = (*logits.shape[:-1], 1)
-    others = logits.scatter(-1, other.unsqueeze(-1).expand(shape), -torch.inf)
-    kept = others.gather(-1, label.unsqueeze(-1).expand(shape)).squeeze(-1)
-    entropy: Tensor = others.logsumexp(-1) - kept
-    return entropy
+        """Free the directions of the last batch."""
+        self.__dict__.pop("start_", None)
 
 
 def n_numeric(net: Any) -> int:

@@ -1,0 +1,187 @@
+"""Strategies of networks that are trained together."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from robustclf.losses._hyperparameters import check_range
+from robustclf.strategies._base import STRATEGIES, Batch, Strategy
+
+
+@STRATEGIES.register("co_teaching")
+class CoTeaching(Strategy):
+    r"""Two networks teach each other: each trains on the rows its peer finds easy.
+
+    In epoch T every network of a pair keeps the share
+
+    .. math:: R(T) = 1 - \tau \min(T^c / T_k,\, 1)
+
+    of a batch's rows with the smallest loss *of its peer*; the others get weight 0.
+
+    Parameters
+    ----------
+    tau : float, default=0.2
+        Share of rows left out in the end, in [0, 1): the noise rate, where it is known.
+    T_k : int, default=10
+        Epochs until that share is reached, at least 1.
+    c : float, default=1.0
+        Exponent of the time in R(T), positive. The published code raises tau instead.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range.
+
+    Notes
+    -----
+    The kept rows are averaged once. The published code divides that average by their number again.
+    A row of weight 0 (the held-out fold of a member) is never selected and not counted.
+
+    References
+    ----------
+    Han et al. Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels.
+    NeurIPS 2018. arXiv:1804.06872.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustclf.strategies import STRATEGIES, Batch, CoTeaching
+    >>> class Net:
+    ...     epoch = 10
+    >>> loss = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])  # (member, sample)
+    >>> batch = Batch(torch.zeros(4, 1), torch.zeros(4, dtype=int), torch.ones(1, 4),
+    ...               torch.arange(4))
+    >>> CoTeaching(tau=0.5).weigh(Net, batch, loss)
+    tensor([[0., 0., 2., 2.],
+            [2., 2., 0., 0.]])
+    """
+
+    n_members: ClassVar[int] = 2
+
+    def __init__(self, tau: float = 0.2, T_k: int = 10, c: float = 1.0) -> None:
+        self.tau = tau
+        self.T_k = T_k
+        self.c = c
+
+    def check(self, loss: Any, n_classes: int) -> None:
+        """Raise ``ValueError`` for parameters out of range."""
+        check_range("tau", self.tau, "[0, 1)")
+        check_range("T_k", self.T_k, "[1, inf)")
+        check_range("c", self.c, "(0, inf)")
+
+    def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
+        """Keep the rows with the smallest loss of the peer, ``(member, sample)``."""
+        share = 1 - self.tau * min(net.epoch**self.c / self.T_k, 1)
+        weight = batch.weight.expand_as(loss)
+        of_peer = loss.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        rank = of_peer.masked_fill(weight == 0, torch.inf).argsort(-1).argsort(-1)
+        n_kept = torch.ceil(share * (weight > 0).sum(-1, keepdim=True))
+        kept = weight * (rank < n_kept)
+        # the same total weight as before, so that the step is the mean over the kept rows
+        total = kept.sum(-1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)
+        normalised: Tensor = kept * (weight.sum(-1, keepdim=True) / total)
+        return normalised
+
+
+@STRATEGIES.register("jocor")
+class JoCoR(Strategy):
+    r"""Two networks that have to agree train on the rows both find easy.
+
+    .. math::
+        (1 - \lambda)\, (\ell_1 + \ell_2) + \lambda \left(
+        \mathrm{KL}(p_1 \Vert p_2) + \mathrm{KL}(p_2 \Vert p_1) \right)
+
+    is the joint loss of a row, with p the softmax of the logits. In epoch T the share
+
+    .. math:: R(T) = 1 - \tau \min(T / T_k,\, 1)
+
+    of a batch's rows with the smallest joint loss is kept; the others get weight 0.
+
+    Parameters
+    ----------
+    lam : float, default=0.5
+        Weight of the agreement, in [0, 1]. Published: 0.5 to 0.9, CIFAR-10 0.9, for hundreds of
+        epochs.
+    tau : float, default=0.1
+        Share of rows left out in the end, in [0, 1): the noise rate, where it is known. Both
+        networks leave out the same rows, so too large a share costs more than with co-teaching.
+    T_k : int, default=10
+        Epochs until that share is reached, at least 1.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range.
+
+    Notes
+    -----
+    The weights of the labels become ``1 - lam`` times those of the kept rows, and each network of a
+    pair carries half of the divergence, so that together they minimise the published objective.
+    Rows of weight 0 (the held-out fold of a member) are never selected and not counted.
+
+    References
+    ----------
+    Wei, Feng, Chen, An. Combating Noisy Labels by Agreement: A Joint Training Method with
+    Co-Regularization. CVPR 2020. arXiv:2003.02752.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustclf.strategies import Batch
+    >>> from robustclf.strategies import JoCoR
+    >>> class Net:
+    ...     epoch = 10
+    >>> batch = Batch(torch.zeros(2, 1), torch.zeros(2, dtype=int), torch.ones(1, 2),
+    ...               torch.arange(2))
+    >>> logits = torch.tensor([[[2.0, 0.0], [1.0, 0.0]], [[-2.0, 0.0], [1.0, 0.0]]])
+    >>> jocor = JoCoR(lam=0.5, tau=0.5)
+    >>> target = jocor.relabel(Net, batch, logits)  # sees that the networks disagree on row 0
+    >>> jocor.weigh(Net, batch, torch.zeros(2, 2))
+    tensor([[0., 1.],
+            [0., 1.]])
+    """
+
+    n_members: ClassVar[int] = 2
+
+    def __init__(self, lam: float = 0.5, tau: float = 0.1, T_k: int = 10) -> None:
+        self.lam = lam
+        self.tau = tau
+        self.T_k = T_k
+
+    def check(self, loss: Any, n_classes: int) -> None:
+        """Raise ``ValueError`` for parameters out of range."""
+        check_range("lam", self.lam, "[0, 1]")
+        check_range("tau", self.tau, "[0, 1)")
+        check_range("T_k", self.T_k, "[1, inf)")
+
+    def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
+        """Keep the targets; see how far the networks disagree, which ``weigh`` needs to know."""
+        self.disagreement_ = _disagreement(logits)
+        return batch.target
+
+    def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
+        """Keep the rows with the smallest joint loss, ``(member, sample)``."""
+        both = loss.unflatten(0, (-1, 2)).sum(1).repeat_interleave(2, 0)
+        joint = (1 - self.lam) * both + self.lam * self.disagreement_
+        # peers that have the same losses teach each other to keep the same rows
+        self.kept_ = CoTeaching(self.tau, self.T_k).weigh(net, batch, joint)
+        return (1 - self.lam) * self.kept_
+
+    def penalty(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
+        """Return half of the divergence of each sample's two predictions, ``(member, sample)``."""
+        return self.lam / 2 * self.kept_ * _disagreement(logits)
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Free what belongs to the last batch."""
+        for name in ("disagreement_", "kept_"):
+            self.__dict__.pop(name, None)
+
+
+def _disagreement(logits: Tensor) -> Tensor:
+    """Symmetric divergence of the predictions of the two networks of a pair, for each of them."""
+    log_p, log_q = logits.log_softmax(-1).unflatten(0, (-1, 2)).unbind(1)
+    divergence: Tensor = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
+    return divergence.repeat_interleave(2, 0)
