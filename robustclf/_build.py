@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from robustclf.strategies import Strategy, make_strategy
 BIN_ROWS = 10_000  # rows that the bins of a piecewise-linear embedding are quantiles of
 SAMPLES_SEEN = 60_000  # by max_epochs="auto", between 40 and 150 epochs
 DROPOUT = 0.3
+FOLDS = 5  # of a strategy that needs some, unless cross_fit says how many
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Method:
     device: str
     n_members: int
     peers: int
+    cross_fit: int | None
 
     @classmethod
     def of(cls, clf: Any, classes: NDArray[Any]) -> Method:
@@ -63,7 +66,32 @@ class Method:
         check_optimizer(clf.optimizer, clf._part_params("optimizer"))
         peers = math.lcm(loss.n_members, *(s.n_members for s in strategies))
         n_members = peers * math.ceil(clf.n_members / peers)
-        return cls(classes, loss, strategies, device, n_members, peers)
+        folds = FOLDS if any("folds" in s.needs for s in strategies) else None
+        return cls(classes, loss, strategies, device, n_members, peers, clf.cross_fit or folds)
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether rows without label take part in the fit."""
+        return any(s.uses_unlabelled for s in self.strategies)
+
+    def check_known(self, missing: NDArray[np.bool_], **known: Any) -> None:
+        """Raise ``ValueError`` for what a strategy needs to know; warn of what none reads."""
+        for name, value in known.items():
+            needing = [s for s in self.strategies if name in s.needs]
+            if needing and value is None:
+                raise ValueError(f"strategy {needing[0]!r} needs {name}: fit(X, y, {name}=...).")
+            if not needing and value is not None:
+                self._warn(f"{name} has no effect")
+        if missing.any() and not self.uses_unlabelled:
+            self._warn(f"{missing.sum()} of {len(missing)} rows have no label and are left out")
+
+    def _warn(self, what: str) -> None:
+        strategies = ", ".join(map(repr, self.strategies)) or "none"
+        warnings.warn(
+            f"{what}: no strategy of this classifier ({strategies}) learns from that.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def check_classes(classes: NDArray[Any]) -> None:
@@ -129,7 +157,7 @@ def make_net(
 ) -> RobustNet:
     """Build the skorch net that trains the stack of networks."""
     n = len(rows.trained)
-    n_stacked = method.n_members + method.peers * (clf.cross_fit or 0)
+    n_stacked = method.n_members + method.peers * (method.cross_fit or 0)
     batch_size = auto_batch_size(n) if clf.batch_size == "auto" else int(clf.batch_size)
     max_epochs = auto_epochs(n) if clf.max_epochs == "auto" else int(clf.max_epochs)
     # a full batch is small: in float64 without dropout a weight is the same as a repetition
@@ -223,6 +251,12 @@ def training_set(x: Any, rows: Rows, net: RobustNet, method: Method) -> Training
         torch.from_numpy(rows.member_weights(net.n_members, method.peers)),
         torch.from_numpy(rows.trained),
     )
+    if (unlabelled := rows.unlabelled_weights()) is not None:
+        data.unlabelled = torch.from_numpy(unlabelled)
+    if rows.groups is not None:
+        data.groups = torch.from_numpy(rows.groups)
+    if rows.trusted is not None:
+        data.trusted = torch.from_numpy(rows.trusted)
     if rows.held is not None:
         data.x_valid, data.y_valid = x[rows.held], data.y[rows.held]
         if rows.weight is not None:

@@ -80,6 +80,9 @@ class TrainingSet:
     x_valid: Tensor | sparse.csr_array | None = None
     y_valid: Tensor | None = None
     weight_valid: Tensor | None = None
+    unlabelled: Tensor | None = None  # (1, sample), weights of the rows without label, mean one
+    groups: Tensor | None = None  # (sample,), from 0
+    trusted: Tensor | None = None  # (sample,), whether the label is known to be right
 
     def to(self, net: RobustNet) -> Self:
         """Move everything to the device and into the precision of ``net``."""
@@ -145,7 +148,7 @@ class RobustNet(NeuralNetClassifier):
         As :class:`skorch.NeuralNet`.
     """
 
-    _warming = False
+    warming = False
     module_: Network
     criterion_: Criterion
     optimizer_: Any
@@ -226,27 +229,39 @@ class RobustNet(NeuralNetClassifier):
             first, optimizer = logits is None, self.optimizer_
             optimizer.zero_grad()
             with self._autocast() if first else self._second_look():
-                logits = self.module_(batch.x).to(batch.weight.dtype)
+                logits = self._forward(batch)
             if first:
                 self._relabel(batch, logits.detach())
-            criterion = WARM_UP_LOSS if self._warming else self.criterion_
-            loss = criterion(logits, batch.target)
+            criterion = WARM_UP_LOSS if self.warming else self.criterion_
+            loss = criterion(self._observed(batch, logits), batch.target)
             if first:
                 self._weigh(batch, loss.detach())
             weighted = batch.weight * loss
             for strategy in self._listening["penalty"]:
                 weighted = weighted + strategy.penalty(self, batch, logits)
-            value: Tensor = weighted.mean(-1).sum()  # over samples; each member has its own mean
-            value.backward()
+            value: Tensor = weighted.mean(-1)  # over samples; each member has its own mean
+            value.sum().backward()
             if self._listening["on_grad_computed"]:
                 parameters = list(self.get_all_learnable_params())
                 self.notify("on_grad_computed", named_parameters=parameters, batch=batch)
-            return value
+            return value.detach()
 
-        value: Tensor = self.optimizer_.step(objective).detach()
+        value: Tensor = self.optimizer_.step(objective).sum()
         if self._listening["on_batch_end"]:
             self.notify("on_batch_end", batch=batch, training=True, y_pred=logits, loss=value)
         return value
+
+    def _forward(self, batch: Batch) -> Tensor:
+        if self._needs_features:
+            batch.features, logits = self.module_.with_features(batch.x)
+        else:
+            logits = self.module_(batch.x)
+        return logits.to(batch.weight.dtype)
+
+    def _observed(self, batch: Batch, logits: Tensor) -> Tensor:
+        for strategy in self._listening["observe"]:
+            logits = strategy.observe(self, batch, logits)
+        return logits
 
     @torch.no_grad()
     def _relabel(self, batch: Batch, logits: Tensor) -> None:
@@ -283,7 +298,7 @@ class RobustNet(NeuralNetClassifier):
         self, X: TrainingSet, y: Any = None, epochs: int | None = None, **fit_params: Any
     ) -> RobustNet:
         """Train for ``epochs`` epochs on batches cut from a permutation of the rows."""
-        hooks = ("on_batch", "relabel", "weigh", "penalty")
+        hooks = ("epoch_rows", "on_batch", "relabel", "observe", "weigh", "penalty")
         callbacks = [callback for _, callback in self.callbacks_]
         self._listening: dict[str, list[Any]] = {
             hook: [s for s in self.strategies if overrides(s, hook)] for hook in hooks
@@ -291,6 +306,7 @@ class RobustNet(NeuralNetClassifier):
             hook: [c for c in callbacks if overrides(c, hook)]
             for hook in ("on_batch_begin", "on_batch_end", "on_grad_computed")
         }
+        self._needs_features = any("features" in s.needs for s in self.strategies)
         self.interrupted_ = False
         if self.optimizer_ is None:
             self._initialize_optimizer()
@@ -312,12 +328,15 @@ class RobustNet(NeuralNetClassifier):
 
     def _train_epoch(self, data: TrainingSet, epoch: int, epochs: int) -> None:
         started = time.perf_counter()
-        n = len(data.rows)
-        order = data.rows[torch.randperm(n).to(data.rows.device)]
+        rows = data.rows
+        for strategy in self._listening["epoch_rows"]:
+            rows = strategy.epoch_rows(self, rows)
+        n = len(rows)
+        order = rows[torch.randperm(n).to(rows.device)]
         n_batches = max(1, round(n / self.batch_size))  # of equal size, none tiny at the end
         cuts = [n * k // n_batches for k in range(n_batches + 1)]
         total: Tensor | float = 0.0
-        self._warming = epoch < round(self.warm_up * epochs)
+        self.warming = epoch < round(self.warm_up * epochs)
         self.criterion_.at_epoch(self.epoch)
         self.module_.train()
         for start, stop in pairwise(cuts):

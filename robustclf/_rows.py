@@ -13,9 +13,29 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array
 
+UNLABELLED = -1
 
-def as_labels(y: Any) -> NDArray[Any]:
+
+def as_labels(y: Any, classes: ArrayLike) -> NDArray[Any]:
     """Return labels as a vector, refusing missing and continuous ones."""
+    labels, missing = split_labels(y, classes)
+    if missing.any():
+        rows = np.flatnonzero(missing)
+        raise ValueError(
+            f"y_val has no label in {len(rows)} of {len(missing)} rows (first: row {rows[0]}). "
+            "Drop these rows."
+        )
+    return labels
+
+
+def split_labels(
+    y: Any, classes: ArrayLike | None = None
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the labels of the rows that have one, and which rows have none.
+
+    A row has no label where it is missing (None, nan, NA), or the integer -1 as in scikit-learn's
+    semi-supervised estimators: among more than two values, or where ``classes`` lack it.
+    """
     if y is None:
         raise ValueError("RobustClassifier requires y to be passed, but the target y is None.")
     labels: NDArray[Any] = column_or_1d(np.asarray(y), warn=True)
@@ -23,12 +43,19 @@ def as_labels(y: Any) -> NDArray[Any]:
         missing = np.array([v is None or v != v or str(v) == "<NA>" for v in labels], dtype=bool)
     else:
         missing = labels != labels
-    if missing.any():
-        rows = np.flatnonzero(missing)
-        raise ValueError(
-            f"Input y contains NaN or None in {len(rows)} of {len(labels)} rows (first: row "
-            f"{rows[0]}). Drop these rows; a label that is only doubtful can stay."
-        )
+    known = _checked(labels[~missing])
+    values = np.unique(known if classes is None else np.asarray(classes))
+    marks = UNLABELLED not in values if classes is not None else len(values) > 2
+    if known.dtype.kind == "i" and marks:
+        none = known == UNLABELLED
+        missing[~missing] = none
+        known = known[~none]
+    if missing.any() and not len(known):
+        raise ValueError(f"y has no label in any of {len(labels)} rows: nothing to learn from.")
+    return known, missing
+
+
+def _checked(labels: NDArray[Any]) -> NDArray[Any]:
     if labels.dtype.kind == "f" and np.isinf(labels).any():
         raise ValueError(
             f"Input y contains infinity in {np.isinf(labels).sum()} of {len(labels)} rows (first: "
@@ -43,8 +70,10 @@ def as_labels(y: Any) -> NDArray[Any]:
     return labels
 
 
-def encode_labels(y: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the place of each label in the sorted ``classes``."""
+def encode_labels(
+    y: NDArray[Any], classes: NDArray[Any], missing: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """Return the place of each label in the sorted ``classes``; 0 for rows without label."""
     codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)
     unknown = classes[codes] != y
     if unknown.any():
@@ -52,36 +81,73 @@ def encode_labels(y: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
         raise ValueError(
             f"y contains labels {extra.tolist()} beyond the classes {classes.tolist()}."
         )
-    return codes.astype(np.int64)
+    if missing is None:
+        return codes.astype(np.int64)
+    spread = np.zeros(len(missing), dtype=np.int64)
+    spread[~missing] = codes
+    return spread
 
 
 def row_weights(
     sample_weight: ArrayLike | None,
     class_weight: Mapping[Any, float] | str | None,
     y: NDArray[Any],
+    missing: NDArray[np.bool_],
 ) -> NDArray[np.float64] | None:
-    """Return the weight of each row, None where all are one."""
+    """Return the weight of each row, None where all are one; ``y`` of the rows with label."""
     if sample_weight is None and class_weight is None:
         return None
-    weight = np.ones(len(y))
+    weight = np.ones(len(missing))
     if sample_weight is not None:
         weight = check_array(
             sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
         ).copy()
-        if weight.shape != y.shape:
+        if weight.shape != missing.shape:
             raise ValueError(
-                f"sample_weight.shape == {weight.shape}, expected {y.shape}: one weight per row."
+                f"sample_weight.shape == {weight.shape}, expected {missing.shape}: one weight per "
+                "row."
             )
         if (weight < 0).any():
             raise ValueError(
                 f"sample_weight must not be negative, got {weight.min():g} in row "
                 f"{weight.argmin()} ({(weight < 0).sum()} negative weights)."
             )
-        if not weight.any():
+        if not weight[~missing].any():
             raise ValueError("sample_weight is zero for every row: nothing is left to learn from.")
     if class_weight is not None:
-        weight *= compute_sample_weight(class_weight, y)
+        weight[~missing] *= compute_sample_weight(class_weight, y)
     return weight
+
+
+def group_codes(groups: ArrayLike | None, n: int) -> NDArray[np.int64] | None:
+    """Return the groups of the ``n`` rows, numbered from 0."""
+    if groups is None:
+        return None
+    values = column_or_1d(np.asarray(groups))
+    if len(values) != n:
+        raise ValueError(f"groups has {len(values)} entries, expected {n}: one group per row.")
+    missing = np.array([v is None or v != v or str(v) == "<NA>" for v in values], dtype=bool)
+    if missing.any():
+        raise ValueError(f"groups is missing for {missing.sum()} of {n} rows.")
+    codes: NDArray[np.int64] = np.unique(values, return_inverse=True)[1].astype(np.int64)
+    return codes
+
+
+def row_mask(rows: ArrayLike | None, n: int, name: str) -> NDArray[np.bool_] | None:
+    """Return a mask of ``n`` rows from a mask or from row numbers."""
+    if rows is None:
+        return None
+    given: NDArray[Any] = column_or_1d(np.asarray(rows))
+    if given.dtype == bool and len(given) == n:
+        return given
+    if given.dtype.kind not in "iu" or (len(given) and not 0 <= given.min() <= given.max() < n):
+        raise ValueError(
+            f"{name} must be a mask of {n} rows or row numbers from 0 to {n - 1}, got "
+            f"{given.dtype} of shape {given.shape}."
+        )
+    mask = np.zeros(n, dtype=bool)
+    mask[given] = True
+    return mask
 
 
 def stratified_folds(
@@ -122,44 +188,62 @@ class Rows:
 
     codes: NDArray[np.int64]
     weight: NDArray[np.float64] | None
+    missing: NDArray[np.bool_]  # which rows have no label
     trained: NDArray[np.intp]
     held: NDArray[np.intp] | None = None
     folds: NDArray[np.int64] | None = None  # -1 for rows that no member trains on
+    groups: NDArray[np.int64] | None = None
+    trusted: NDArray[np.bool_] | None = None
 
     @classmethod
     def plan(
         cls,
         codes: NDArray[np.int64],
         weight: NDArray[np.float64] | None,
+        missing: NDArray[np.bool_],
         rng: np.random.RandomState,
+        *,
         hold_out: float = 0.0,
         cross_fit: int | None = None,
+        use_unlabelled: bool = False,
+        **known: Any,
     ) -> Rows:
-        """Drop the rows of weight zero, hold a part out, deal the rest to folds."""
+        """Drop the rows of weight zero, hold a part out, deal the rest to folds.
+
+        Rows without label are dropped unless some strategy uses them; they are never held out.
+        """
         # drawn whether used or not, so that cross-fitting leaves all other draws as they are
         of_folds = check_random_state(rng.randint(2**31 - 1))
-        trained = np.arange(len(codes)) if weight is None else np.flatnonzero(weight)
-        held = None
+        present = np.ones(len(codes), dtype=bool) if weight is None else weight > 0
+        trained, held = np.flatnonzero(present & ~missing), None
         if hold_out:
             out = held_out(codes[trained], hold_out, rng)
             trained, held = trained[~out], trained[out]
-        if cross_fit is None:
-            return cls(codes, weight, trained, held)
-        if cross_fit > len(trained):
+        folds = None
+        if cross_fit is not None:
+            folds = cls._deal(codes, trained, cross_fit, of_folds)
+        if use_unlabelled:
+            trained = np.union1d(trained, np.flatnonzero(present & missing))
+        return cls(codes, weight, missing, trained, held, folds, **known)
+
+    @staticmethod
+    def _deal(
+        codes: NDArray[np.int64], trained: NDArray[np.intp], k: int, rng: np.random.RandomState
+    ) -> NDArray[np.int64]:
+        if k > len(trained):
             raise ValueError(
-                f"cross_fit={cross_fit} needs at least that many rows to train on, got "
-                f"{len(trained)}."
+                f"cross_fit={k} needs at least that many rows to train on, got {len(trained)}."
             )
         folds = np.full(len(codes), -1)
-        folds[trained] = stratified_folds(codes[trained], cross_fit, of_folds)
-        return cls(codes, weight, trained, held, folds)
+        folds[trained] = stratified_folds(codes[trained], k, rng)
+        return folds
 
     def member_weights(self, n_members: int, peers: int) -> NDArray[np.float64]:
         """Return weights ``(member or 1, n_samples)`` with mean one over the trained rows.
 
         The first ``n_members`` train on all rows; each fold has ``peers`` members that do not.
         """
-        base = np.ones(len(self.codes)) if self.weight is None else self.weight
+        base = np.where(self.missing, 0.0, 1.0 if self.weight is None else self.weight)
         if self.folds is None:
             weight = base[None]
         else:
@@ -171,3 +255,9 @@ class Rows:
         total = weight[:, self.trained].mean(axis=1, keepdims=True)
         member_weights: NDArray[np.float64] = weight / total
         return member_weights
+
+    def unlabelled_weights(self) -> NDArray[np.float64] | None:
+        """Return weights ``(1, n_samples)`` of the rows without label, mean one as the others."""
+        weight = np.where(self.missing, 1.0 if self.weight is None else self.weight, 0.0)
+        mean = weight[self.trained].mean()
+        return weight[None] / mean if mean else None

@@ -29,7 +29,15 @@ from robustclf._build import (
 from robustclf._device import seeded
 from robustclf._net import CHUNK, SCHEDULES, out_of_fold
 from robustclf._params import NestedParamsMixin
-from robustclf._rows import Rows, as_labels, encode_labels, row_weights
+from robustclf._rows import (
+    Rows,
+    as_labels,
+    encode_labels,
+    group_codes,
+    row_mask,
+    row_weights,
+    split_labels,
+)
 from robustclf.losses import Loss
 from robustclf.preprocessing import TabularEncoder
 from robustclf.strategies import Strategy
@@ -248,6 +256,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         sample_weight: ArrayLike | None = None,
         X_val: Any = None,
         y_val: Any = None,
+        groups: ArrayLike | None = None,
+        trusted: ArrayLike | None = None,
     ) -> Self:
         """Fit the classifier to rows with possibly wrong labels.
 
@@ -256,13 +266,20 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
             Numbers, categories and missing values.
         y : array-like of shape (n_samples,)
-            Labels: strings, booleans or integers.
+            Labels: strings, booleans or integers. A row whose label is missing has none; so has
+            one with the integer -1, where there are at least two other values. Strategies such as
+            ``"pseudo_label"`` learn from these rows, without one they are left out.
         sample_weight : array-like of shape (n_samples,), optional
             Non-negative; a weight of zero drops the row. In data that fit in one batch an integer
             weight is exactly a repetition of the row.
         X_val, y_val : optional
             Rows and labels to watch, and with ``early_stopping`` to stop on, in place of a part
             held out of ``X``.
+        groups : array-like of shape (n_samples,), optional
+            Group of each row, for strategies such as ``"group_dro"``.
+        trusted : array-like, optional
+            Mask of, or numbers of, the rows whose labels are known to be right, for
+            ``"transition"``.
 
         Returns
         -------
@@ -276,19 +293,32 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             If the training loss becomes infinite or not a number.
         """
         self._validate_params()
-        labels = as_labels(y)
-        check_consistent_length(X, labels)
+        labels, missing = split_labels(y)
+        check_consistent_length(X, missing)
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val go together: give both or neither.")
         if X_val is not None:
-            check_consistent_length(X_val, as_labels(y_val))
+            check_consistent_length(X_val, y_val)
         method = Method.of(self, np.unique(labels))
+        y_val = y_val if y_val is None else as_labels(y_val, method.classes)
+        groups = group_codes(groups, len(missing))
+        trusted = row_mask(trusted, len(missing), "trusted")
+        method.check_known(missing, groups=groups, trusted=trusted)
         rng = check_random_state(self.random_state)
-        codes = encode_labels(labels, method.classes)
-        weight = row_weights(sample_weight, self.class_weight, labels)
-        hold_out = self.validation_fraction if self.early_stopping and X_val is None else 0.0
-        rows = Rows.plan(codes, weight, rng, hold_out, self.cross_fit)
-        check_classes(method.classes[np.unique(codes[rows.trained])])
+        codes = encode_labels(labels, method.classes, missing)
+        weight = row_weights(sample_weight, self.class_weight, labels, missing)
+        rows = Rows.plan(
+            codes,
+            weight,
+            missing,
+            rng,
+            hold_out=self.validation_fraction if self.early_stopping and X_val is None else 0.0,
+            cross_fit=method.cross_fit,
+            use_unlabelled=method.uses_unlabelled,
+            groups=groups,
+            trusted=trusted,
+        )
+        check_classes(method.classes[np.unique(codes[rows.trained[~missing[rows.trained]]])])
         encoder = make_encoder(self)
         fitted: dict[str, Any] = {"classes_": method.classes, "encoder_": encoder}
         with seeded(rng.randint(2**31 - 1), method.device):
@@ -297,12 +327,13 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             data = training_set(x, rows, net, method)
             if X_val is not None:
                 data.x_valid = encode(encoder, X_val)
-                data.y_valid = torch.from_numpy(encode_labels(as_labels(y_val), method.classes))
+                data.y_valid = torch.from_numpy(encode_labels(y_val, method.classes))
             net.fit(data.to(net), None)
             if rows.folds is not None:
                 proba = out_of_fold(net, data, torch.from_numpy(rows.folds))
                 fitted["oof_proba_"] = proba
-                fitted["label_quality_"] = proba[np.arange(len(codes)), codes]
+                quality = proba[np.arange(len(codes)), codes]
+                fitted["label_quality_"] = np.where(missing, np.nan, quality)
         net.release()
         self._keep(fitted | {"net_": net, "history_": net.history})
         if net.interrupted_:
@@ -340,15 +371,16 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         self._validate_params()
         if self.cross_fit is not None or self.early_stopping:
             raise ValueError("cross_fit and early_stopping need all rows at once: call fit.")
-        labels = as_labels(y)
-        check_consistent_length(X, labels)
         first = not hasattr(self, "net_")
+        labels, missing = split_labels(y, classes if first else self.classes_)
+        check_consistent_length(X, missing)
         known = np.unique(labels if classes is None else classes) if first else self.classes_
         method = Method.of(self, known)
-        codes = encode_labels(labels, known)
-        weight = row_weights(sample_weight, self.class_weight, labels)
+        method.check_known(missing, groups=None, trusted=None)
+        codes = encode_labels(labels, known, missing)
+        weight = row_weights(sample_weight, self.class_weight, labels, missing)
         rng = check_random_state(self.random_state)
-        rows = Rows.plan(codes, weight, rng)
+        rows = Rows.plan(codes, weight, missing, rng, use_unlabelled=method.uses_unlabelled)
         encoder = make_encoder(self) if first else self.encoder_
         with seeded(rng.randint(2**31 - 1), method.device):
             x = fit_encoder(encoder, X, weight) if first else encode(encoder, X)

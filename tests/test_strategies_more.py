@@ -65,7 +65,7 @@ def network(kind="mlp"):
 def stub(loss="ce", **values):
     """Net of M members for the rows of ``batch``."""
     criterion = Criterion(make_loss(loss), K, M)
-    given = {"n_codes": 1, "n_classes": K, "n_stacked": M, "epoch": 0, "_warming": False}
+    given = {"n_codes": 1, "n_classes": K, "n_stacked": M, "epoch": 0, "warming": False}
     return SimpleNamespace(**given | {"module_": network(), "criterion_": criterion} | values)
 
 
@@ -97,7 +97,7 @@ def test_bootstrap_reads_probabilities_as_the_loss_does(batch, logits):
     net = stub("evidential")
     p = net.criterion_.loss.inverse_link(logits)
     assert_close(Bootstrap(0, "soft").relabel(net, batch, logits), p)
-    net._warming = True
+    net.warming = True
     assert_close(Bootstrap(0, "soft").relabel(net, batch, logits), logits.softmax(-1))
 
 

@@ -65,7 +65,7 @@ def stub(loss="ce", n=40, n_stacked=1, weight=None, **values):
         "optimizer_": SimpleNamespace(param_groups=[{"lr": 0.05}]),
         "criterion_": SimpleNamespace(loss=make_loss(loss).build(K)),
         "proba": lambda logits: logits.softmax(-1),
-        "_warming": False,
+        "warming": False,
     }
     return SimpleNamespace(**{**net, **values}), data
 
@@ -308,7 +308,7 @@ def test_ogc_clips_nothing_before_the_queue_is_full_and_while_another_loss_warms
     smallest = []
     for k in range(6):
         batch = rows(10, start=10 * k)
-        net._warming = k == 4
+        net.warming = k == 4
         strategy.relabel(net, batch, logits[:, 10 * k : 10 * k + 10])
         smallest.append(strategy.weigh(net, batch, torch.zeros(1, 10)).min().item())
     assert smallest[:5] == [1.0] * 5

@@ -19,7 +19,26 @@ from robustclf.modules._layers import (
 )
 
 
-class MLP(nn.Module):
+class Headed(nn.Module):
+    """Networks that are a linear head on features, one per member."""
+
+    head: MemberLinear
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return what the last hidden layer says, ``(member, sample, width)``."""
+        raise NotImplementedError
+
+    def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features ``(member, sample, width)`` and the logits of one pass."""
+        features = self.embed(x)
+        return features, self.head(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(member, sample, in_features)`` to logits ``(member, sample, class)``."""
+        return self.with_features(x)[1]
+
+
+class MLP(Headed):
     """Multi-layer perceptrons, one per member: linear, activation, dropout, repeated.
 
     Parameters
@@ -62,13 +81,8 @@ class MLP(nn.Module):
                 x = F.dropout(x, self.dropout, self.training)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(member, sample, in_features)`` to logits ``(member, sample, class)``."""
-        logits: Tensor = self.head(self.embed(x))
-        return logits
 
-
-class ResNet(nn.Module):
+class ResNet(Headed):
     """Residual networks for tables, one per member.
 
     Every block adds ``dropout(linear(dropout(activation(linear(norm(x))))))`` to its input.
@@ -128,11 +142,6 @@ class ResNet(nn.Module):
             x = x + F.dropout(project(inner), self.dropout, self.training)
         return self.activation(self.norms[-1](x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(member, sample, in_features)`` to logits ``(member, sample, class)``."""
-        logits: Tensor = self.head(self.embed(x))
-        return logits
-
 
 class ModuleMembers(nn.Module):
     """Members made of any torch module, one copy each, run one after the other.
@@ -149,8 +158,13 @@ class ModuleMembers(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the input of each member's last linear layer."""
-        pairs = zip(self.members, x, strict=True)
-        return torch.stack([_penultimate(member, rows) for member, rows in pairs])
+        return self.with_features(x)[0]
+
+    def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the input of each member's last linear layer, and the logits."""
+        pairs = [_with_features(m, rows) for m, rows in zip(self.members, x, strict=True)]
+        features, logits = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+        return features, logits
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(member, sample, feature)`` to logits ``(member, sample, class)``."""
@@ -158,17 +172,17 @@ class ModuleMembers(nn.Module):
         return torch.stack([member(rows) for member, rows in pairs])
 
 
-def _penultimate(module: nn.Module, x: Tensor) -> Tensor:
+def _with_features(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     if not linear:
         raise ValueError(f"embed needs a module with a torch.nn.Linear layer, got {module!r}.")
     seen: list[Tensor] = []
     hook = linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        module(x)
+        logits = module(x)
     finally:
         hook.remove()
-    return seen[-1]
+    return seen[-1], logits
 
 
 class Network(nn.Module):
@@ -197,6 +211,11 @@ class Network(nn.Module):
         """Return the penultimate features, ``(member, sample, width)``."""
         features: Tensor = self.body.embed(self._read(x))  # type: ignore[operator]
         return features
+
+    def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the penultimate features and the logits of one pass."""
+        both: tuple[Tensor, Tensor] = self.body.with_features(self._read(x))  # type: ignore[operator]
+        return both
 
     def _read(self, x: Tensor) -> Tensor:
         read: Tensor = self.inputs(x)

@@ -54,6 +54,7 @@ class Batch:
     weight: Tensor  # (member or 1, sample)
     index: Tensor  # (sample,) row numbers in the training set
     mixing: Mixing | None = None
+    features: Tensor | None = None  # (member, sample, width), where a strategy needs them
 
     def __iter__(self) -> Iterator[Tensor]:
         """Unpack into inputs and targets, as skorch's callbacks do."""
@@ -73,8 +74,10 @@ class Strategy(BaseEstimator, Callback):
     ========== ===================================== ===========================================
     place      hook                                  returns
     ========== ===================================== ===========================================
+    i          ``epoch_rows(net, rows)``             the rows of an epoch, before they are shuffled
     x, t       ``on_batch(net, batch)``              the batch, before the forward pass
     t          ``relabel(net, batch, logits)``       targets, ``([member,] sample, class)``
+    f          ``observe(net, batch, logits)``       logits of the given labels, not the true ones
     w          ``weigh(net, batch, loss)``           weights, ``(member, sample)``
     R          ``penalty(net, batch, logits)``       a term that broadcasts to ``(member, sample)``
     ========== ===================================== ===========================================
@@ -82,14 +85,26 @@ class Strategy(BaseEstimator, Callback):
     Targets and weights are constants of a step: ``relabel`` and ``weigh`` run without gradient and
     once per batch, also when an optimiser such as SAM evaluates the objective twice. Draw random
     numbers in ``on_batch``; update memories in ``on_batch_end``. A strategy is a skorch callback
-    too, so ``on_train_begin``, ``on_epoch_begin`` and the others are there when it needs them.
+    too, so ``on_train_begin``, ``on_epoch_begin`` and the others are there when it needs them:
+    ``on_train_begin(net, X)`` gets the training set, with `groups`, `trusted` and `unlabelled`.
     """
 
     n_members: ClassVar[int] = 1
     """Networks that have to be trained together; the stack holds a multiple of it."""
 
+    uses_unlabelled: ClassVar[bool] = False
+    """Whether rows without label take part; otherwise they are left out of the fit."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What the fit has to provide: "groups" or "trusted" rows; "folds", members that do not train
+    on them; "features", those of the last hidden layer, in ``batch.features``."""
+
     def check(self, loss: Loss, n_classes: int) -> None:
         """Raise ``ValueError`` for parameters out of range or a loss it cannot work with."""
+
+    def epoch_rows(self, net: Any, rows: Tensor) -> Tensor:
+        """Choose the rows of this epoch, ``(any,)``, from those that train, ``(row,)``."""
+        return rows
 
     def on_batch(self, net: Any, batch: Batch) -> Batch:
         """Edit the inputs and targets before the forward pass."""
@@ -98,6 +113,10 @@ class Strategy(BaseEstimator, Callback):
     def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
         """Return the targets of this step."""
         return batch.target
+
+    def observe(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
+        """Return the logits of the labels as they are given; the loss reads these."""
+        return logits
 
     def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
         """Return the weights of this step, given the loss of each sample, ``(member, sample)``."""

@@ -115,7 +115,7 @@ class OptimizedGradientClipping(Strategy):
         log_p = self.logits_.log_softmax(-1).gather(-1, label.unsqueeze(-1)).squeeze(-1)
         del self.logits_
         n_queued = self._enqueue(log_p, batch.weight.expand_as(log_p))
-        if net._warming or n_queued < self.length_:
+        if net.warming or n_queued < self.length_:
             return batch.weight
         if self.steps_ % self.every == 0:
             self.limit_ = self._limit(net)

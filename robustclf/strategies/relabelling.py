@@ -18,7 +18,7 @@ PUBLISHED_BETA = {"hard": 0.8, "soft": 0.95}
 
 def predicted(net: Any, logits: Tensor) -> Tensor:
     """Return the probabilities that the loss of this epoch reads off the logits."""
-    if net._warming:  # the cross entropy trains
+    if net.warming:  # the cross entropy trains
         return logits.softmax(-1)
     p: Tensor = net.criterion_.loss.inverse_link(logits)
     return p
