@@ -11,12 +11,13 @@ import time
 import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from data import HUMAN_NOISE, TABLES, Split, load
+from data import HUMAN_NOISE, TABLES, Features, Labels, Split, load
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -67,35 +68,49 @@ def make_robust(settings: dict[str, Any], seed: int, threads: int) -> Any:
 
 def run(split: Split, name: str, settings: dict[str, Any], seed: int, threads: int) -> Run:
     """Fit one model and return its accuracy and seconds, or what went wrong."""
+    if name in PEERS:
+        return evaluate(partial(make_peer, name, seed, threads), split, threads)
+    return evaluate(partial(make_robust, settings, seed, threads), split, threads)
+
+
+def accuracy_on(model: Any, X: Features, y: Labels) -> Run:
+    return {"accuracy": float((model.predict(X) == y).mean())}
+
+
+def evaluate(
+    make: Callable[[], Any],
+    split: Split,
+    threads: int,
+    measure: Callable[[Any, Features, Labels], Run] = accuracy_on,
+    clock: Callable[[], float] = time.perf_counter,
+    **fit_params: Any,
+) -> Run:
+    """Make and fit a model; return its measures and seconds, or what went wrong."""
     X_train, y_noisy, X_test, y_test = split
     try:
         with threadpool_limits(threads), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if name in PEERS:
-                model = make_peer(name, seed, threads)
-            else:
-                model = make_robust(settings, seed, threads)
-            start = time.perf_counter()
-            model.fit(X_train, y_noisy)
-            fitted = time.perf_counter()
-            accuracy = float((model.predict(X_test) == y_test).mean())
+            model = make()
+            start = clock()
+            model.fit(X_train, y_noisy, **fit_params)
+            fitted = clock()
+            measures = measure(model, X_test, y_test)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         return {"error": f"{error!r} in {Path(place.filename).name}:{place.lineno}"}
-    seconds = {"fit": fitted - start, "predict": time.perf_counter() - fitted}
-    return {"accuracy": accuracy} | {f"{k}_seconds": round(s, 3) for k, s in seconds.items()}
+    seconds = {"fit": fitted - start, "predict": clock() - fitted}
+    return measures | {f"{k}_seconds": round(s, 3) for k, s in seconds.items()}
 
 
 def run_all(args: argparse.Namespace) -> None:
     """Run what the results file lacks."""
-    done = read_results(args.results, args.max_train)
+    done = read_results(args.results, max_train=args.max_train)
     refuse_mixed_settings(done, args)
     for dataset, noise, seed in grid(args):
         todo = [m for m in args.models if not is_done(done, (dataset, noise, seed), m, args.retry)]
         if not todo:
             continue
-        kind, _, rate = noise.partition("-")
-        split = load(dataset, kind, float(rate or 0), seed, args.max_train)
+        split = load(dataset, *parse_noise(noise), seed, args.max_train)
         for model in todo:
             cell = {"dataset": dataset, "noise": noise, "seed": seed, "max_train": args.max_train}
             settings = {} if model in PEERS else args.settings
@@ -103,6 +118,12 @@ def run_all(args: argparse.Namespace) -> None:
             result = labels | run(split, model, settings, seed, args.threads)
             append(args.results, result)
             print(describe(result), flush=True)
+
+
+def parse_noise(noise: str) -> tuple[str, float]:
+    """Return the kind and the rate of a noise such as `pair-.4`."""
+    kind, _, rate = noise.partition("-")
+    return kind, float(rate or 0)
 
 
 def grid(args: argparse.Namespace) -> Iterable[Cell]:
@@ -129,12 +150,12 @@ def refuse_mixed_settings(done: Cells, args: argparse.Namespace) -> None:
             )
 
 
-def read_results(path: Path, max_train: int) -> Cells:
-    """Return the runs of each cell by model; a later line replaces an earlier one."""
+def read_results(path: Path, **wanted: Any) -> Cells:
+    """Return the wanted runs of each cell by model; a later line replaces an earlier one."""
     done: Cells = defaultdict(dict)
     lines = path.read_text().splitlines() if path.exists() else []
     for result in map(json.loads, lines):
-        if result["max_train"] == max_train:
+        if all(result[key] == value for key, value in wanted.items()):
             cell = result["dataset"], result["noise"], result["seed"]
             done[cell][result["model"]] = result
     return done
@@ -146,11 +167,11 @@ def append(path: Path, result: Run) -> None:
         file.write(json.dumps(result) + "\n")
 
 
-def describe(result: Run) -> str:
+def describe(result: Run, metric: str = "accuracy") -> str:
     cell = f"{result['dataset']:13} {result['noise']:12} {result['seed']} {result['model']:12}"
     if "error" in result:
         return f"{cell} {result['error']}"
-    return f"{cell} {result['accuracy']:.3f} {result['fit_seconds']:8.1f} s"
+    return f"{cell} {result[metric]:.3f} {result['fit_seconds']:8.1f} s"
 
 
 def summarise(args: argparse.Namespace) -> str:
@@ -162,12 +183,12 @@ def summarise(args: argparse.Namespace) -> str:
     if cells:
         rows += _seconds_rows(cells, models)
     head = ["| noise | data sets | runs | " + " | ".join(models) + " |"]
-    return "\n".join([*head, "|---" * (3 + len(models)) + "|", *rows, *_failures(done, models)])
+    return "\n".join([*head, "|---" * (3 + len(models)) + "|", *rows, *failures(done, models)])
 
 
 def _chosen(args: argparse.Namespace) -> tuple[Cells, Cells, list[str]]:
     """Return the wanted cells, those of them that all shown models have, and these models."""
-    done = read_results(args.results, args.max_train)
+    done = read_results(args.results, max_train=args.max_train)
     done = {cell: runs for cell, runs in done.items() if is_wanted(cell, args)}
     models = args.models or sorted({model for runs in done.values() for model in runs})
     return done, {cell: runs for cell, runs in done.items() if is_complete(runs, models)}, models
@@ -228,7 +249,7 @@ def _table_row(label: str, cells: Cells, shown: list[str]) -> str:
     return f"| {label} | {n_datasets} | {len(cells)} | " + " | ".join(shown) + " |"
 
 
-def _failures(done: Cells, models: list[str]) -> list[str]:
+def failures(done: Cells, models: list[str]) -> list[str]:
     return [
         "\nfailed: " + describe(runs[model])
         for runs in done.values()

@@ -161,3 +161,32 @@ def keep_classes(y: Labels, noisy: Labels) -> Labels:
         if missing > 0:
             noisy[np.flatnonzero((y == label) & (noisy != label))[:missing]] = label
     return noisy
+
+
+def load_shortcut(
+    name: str, noise: str, rate: float, seed: int, max_train: int = 10_000, share: float = 0.95
+) -> tuple[Split, Labels, Labels]:
+    """Return a table with two classes and a planted shortcut, and the groups of its rows.
+
+    The classes are the odd and the even ones of the table. The last feature is 0 or 1: the class of
+    exactly `share` of the training rows of each class, and at chance in test rows. A group is a
+    label and a value of that feature, ``2 * label + value``; of training rows, the label given.
+    """
+    X_train, y_train, X_test, y_test = load(name, "none", 0, seed, max_train)
+    y_train, y_test = y_train % 2, y_test % 2
+    rng = np.random.default_rng(seed)
+    hint = y_train.copy()
+    for label in (0, 1):
+        rows = rng.permutation(np.flatnonzero(y_train == label))
+        hint[rows[round(share * len(rows)) :]] = 1 - label
+    test_hint = rng.integers(0, 2, len(y_test))
+    noisy = add_noise(X_train, y_train, noise, rate, rng)
+    split = np.column_stack([X_train, hint]), noisy, np.column_stack([X_test, test_hint]), y_test
+    return split, 2 * noisy + hint, 2 * y_test + test_hint
+
+
+def labelled_rows(y: Labels, share: float, seed: int) -> NDArray[np.int64]:
+    """Draw the rows that keep their label, a share of each class."""
+    rows = np.arange(len(y))
+    kept, _ = train_test_split(rows, train_size=share, stratify=y, random_state=seed)
+    return np.sort(kept)

@@ -2,6 +2,7 @@
 
 from robustclf.classifier import RobustClassifier
 from robustclf.losses import list_losses, make_loss
+from robustclf.recipes import list_recipes
 from robustclf.strategies import list_strategies, make_strategy
 
 __version__ = "0.1.0"
@@ -9,6 +10,7 @@ __version__ = "0.1.0"
 __all__ = [
     "RobustClassifier",
     "list_losses",
+    "list_recipes",
     "list_strategies",
     "make_loss",
     "make_strategy",

@@ -21,7 +21,7 @@ from robustclf._net import SCHEDULES, Criterion, RobustNet, TrainingSet
 from robustclf._progress import Progress
 from robustclf._rows import Rows
 from robustclf.losses import Loss, make_loss
-from robustclf.modules import TabularInput, make_embedding, make_network
+from robustclf.modules import TabularInput, make_embedding, make_network, needs_held_out
 from robustclf.optimizers import check_optimizer, fused, get_optimizer
 from robustclf.preprocessing import TabularEncoder
 from robustclf.strategies import Strategy, make_strategy
@@ -43,6 +43,7 @@ class Method:
     n_members: int
     peers: int
     cross_fit: int | None
+    needs_held_out: bool
 
     @classmethod
     def of(cls, clf: Any, classes: NDArray[Any]) -> Method:
@@ -67,7 +68,9 @@ class Method:
         peers = math.lcm(loss.n_members, *(s.n_members for s in strategies))
         n_members = peers * math.ceil(clf.n_members / peers)
         folds = FOLDS if any("folds" in s.needs for s in strategies) else None
-        return cls(classes, loss, strategies, device, n_members, peers, clf.cross_fit or folds)
+        held = needs_held_out(clf.module)
+        cross_fit = clf.cross_fit or folds
+        return cls(classes, loss, strategies, device, n_members, peers, cross_fit, held)
 
     @property
     def uses_unlabelled(self) -> bool:

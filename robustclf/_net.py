@@ -24,7 +24,7 @@ from torch.utils.data import Subset
 
 from robustclf._device import device_exists
 from robustclf.losses import CrossEntropy, Loss
-from robustclf.modules import Network
+from robustclf.modules import NestedDropout, Network
 from robustclf.strategies import Batch, Strategy, overrides
 
 WARM_UP_LOSS = CrossEntropy()
@@ -364,9 +364,15 @@ class RobustNet(NeuralNetClassifier):
     def _validate(self, data: TrainingSet) -> None:
         if data.x_valid is None or data.y_valid is None:
             return
+        weight = data.weight_valid
+        if weight is None:
+            weight = torch.ones_like(data.y_valid, dtype=data.weight.dtype)
+        if isinstance(body := self.module_.body, NestedDropout):
+            body.keep_all()
+            features = self._chunks(data.x_valid, self.module_.embed, self.n_stacked)
+            body.keep_best(features, data.y_valid, weight)
         logits = torch.cat(list(self.logits(data.x_valid)), dim=1)
-        correct = (self.mean_proba(logits).argmax(-1) == data.y_valid).to(data.weight.dtype)
-        weight = data.weight_valid if data.weight_valid is not None else torch.ones_like(correct)
+        correct = self.mean_proba(logits).argmax(-1) == data.y_valid
         accuracy = (correct * weight).sum() / weight.sum()
         self.history.record("valid_acc", accuracy.item())
         if self._listening["on_batch_end"]:

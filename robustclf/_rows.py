@@ -39,10 +39,7 @@ def split_labels(
     if y is None:
         raise ValueError("RobustClassifier requires y to be passed, but the target y is None.")
     labels: NDArray[Any] = column_or_1d(np.asarray(y), warn=True)
-    if labels.dtype.kind == "O":
-        missing = np.array([v is None or v != v or str(v) == "<NA>" for v in labels], dtype=bool)
-    else:
-        missing = labels != labels
+    missing = _missing(labels) if labels.dtype.kind == "O" else labels != labels
     known = _checked(labels[~missing])
     values = np.unique(known if classes is None else np.asarray(classes))
     marks = UNLABELLED not in values if classes is not None else len(values) > 2
@@ -53,6 +50,11 @@ def split_labels(
     if missing.any() and not len(known):
         raise ValueError(f"y has no label in any of {len(labels)} rows: nothing to learn from.")
     return known, missing
+
+
+def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
+    # NA of pandas, which is an optional dependency, refuses to be compared
+    return np.array([v is None or type(v).__name__ == "NAType" or v != v for v in values], bool)
 
 
 def _checked(labels: NDArray[Any]) -> NDArray[Any]:
@@ -126,7 +128,7 @@ def group_codes(groups: ArrayLike | None, n: int) -> NDArray[np.int64] | None:
     values = column_or_1d(np.asarray(groups))
     if len(values) != n:
         raise ValueError(f"groups has {len(values)} entries, expected {n}: one group per row.")
-    missing = np.array([v is None or v != v or str(v) == "<NA>" for v in values], dtype=bool)
+    missing = _missing(values)
     if missing.any():
         raise ValueError(f"groups is missing for {missing.sum()} of {n} rows.")
     codes: NDArray[np.int64] = np.unique(values, return_inverse=True)[1].astype(np.int64)
@@ -170,7 +172,7 @@ def held_out(
         out[codes == label] = False
     if not out.any():
         raise ValueError(
-            f"validation_fraction={fraction:g} of {len(codes)} rows leaves none to stop on; give "
+            f"validation_fraction={fraction:g} of {len(codes)} rows leaves none to hold out; give "
             "more rows, a larger fraction, or X_val and y_val."
         )
     return out

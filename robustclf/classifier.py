@@ -40,6 +40,7 @@ from robustclf._rows import (
 )
 from robustclf.losses import Loss
 from robustclf.preprocessing import TabularEncoder
+from robustclf.recipes import RECIPES
 from robustclf.strategies import Strategy
 
 
@@ -75,8 +76,10 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     cross_fit : int or None, default=None
         Number of folds k. The same fit then trains further members, each without one fold, for
         ``oof_proba_`` and ``label_quality_``. Predictions do not change.
-    module : {"mlp", "resnet"}, torch module class or module, default="mlp"
-        A class is called as ``module(n_inputs, n_classes, **module__params)``; a module maps
+    module : str, torch module class or module, default="mlp"
+        ``"mlp"``, ``"resnet"``, or ``"nested_mlp"`` and ``"nested_resnet"``, which order their
+        last features by importance and keep as many as are best on held-out rows. A class is
+        called as ``module(n_inputs, n_classes, **module__params)``; a module maps
         ``(sample, n_inputs)`` to ``(sample, n_classes)`` and is copied.
     hidden : sequence of int, default=(256, 256)
         Widths of the hidden layers.
@@ -94,10 +97,12 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     categorical_features : "from_dtype", None or list of str, int or bool, default="from_dtype"
         Columns that are categories; ``"from_dtype"`` finds text and categorical columns.
     optimizer : str or optimizer class, default="adamw"
-        ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``, ``"sam"`` or a
-        class of torch; parameters as in ``optimizer__rho``.
+        ``"adamw"``, ``"adam"``, ``"fadam"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``, ``"sgd"``,
+        ``"momo"``, ``"momo_adam"``, and around any of them ``"sam"``, ``"asam"``, ``"awp"``; or a
+        class of torch. Parameters as in ``optimizer__rho``.
     lr : float, default=0.003
-        Peak learning rate.
+        Peak learning rate. For ``"momo"`` and ``"momo_adam"``, which choose their steps themselves,
+        an upper bound (published: 1 and 0.01).
     weight_decay : float, default=0.01
         Decay of the weights, not of the biases.
     lr_schedule : {"one_cycle", "cosine", "constant"}, callable or None, default="one_cycle"
@@ -115,7 +120,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         Restore the weights of the epoch with the best accuracy on held-out rows; an integer also
         stops after so many epochs without a better one.
     validation_fraction : float in (0, 1), default=0.1
-        Share of rows held out by ``early_stopping``, stratified.
+        Share of rows held out by ``early_stopping`` or for a nested module, stratified.
     class_weight : dict, "balanced" or None, default=None
         Weight of each class, times ``sample_weight``.
     device : str, default="auto"
@@ -247,6 +252,34 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         self.callbacks = callbacks
         self._set_part_params(params)
 
+    @classmethod
+    def from_recipe(cls, recipe: str, /, **params: Any) -> Self:
+        """Build the classifier that a method of the field amounts to, by the paper's name.
+
+        Parameters
+        ----------
+        recipe : str
+            One of :func:`list_recipes`.
+        **params
+            Parameters of the classifier, instead of or beside those of the recipe.
+
+        Returns
+        -------
+        RobustClassifier
+
+        Raises
+        ------
+        ValueError
+            For an unknown recipe, with what is allowed and the closest match.
+
+        Examples
+        --------
+        >>> from robustclf import RobustClassifier
+        >>> RobustClassifier.from_recipe("co-teaching", n_members=4)
+        RobustClassifier(loss='ce', n_members=4, strategy='co_teaching')
+        """
+        return cls(**(RECIPES.make(recipe) | params))
+
     # Training -----------------------------------------------------------------------------------
 
     def fit(
@@ -273,8 +306,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             Non-negative; a weight of zero drops the row. In data that fit in one batch an integer
             weight is exactly a repetition of the row.
         X_val, y_val : optional
-            Rows and labels to watch, and with ``early_stopping`` to stop on, in place of a part
-            held out of ``X``.
+            Rows and labels to watch, and with ``early_stopping`` to stop on or for a nested module
+            to choose on, in place of a part held out of ``X``.
         groups : array-like of shape (n_samples,), optional
             Group of each row, for strategies such as ``"group_dro"``.
         trusted : array-like, optional
@@ -307,12 +340,13 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         rng = check_random_state(self.random_state)
         codes = encode_labels(labels, method.classes, missing)
         weight = row_weights(sample_weight, self.class_weight, labels, missing)
+        holds_out = X_val is None and (self.early_stopping or method.needs_held_out)
         rows = Rows.plan(
             codes,
             weight,
             missing,
             rng,
-            hold_out=self.validation_fraction if self.early_stopping and X_val is None else 0.0,
+            hold_out=self.validation_fraction if holds_out else 0.0,
             cross_fit=method.cross_fit,
             use_unlabelled=method.uses_unlabelled,
             groups=groups,

@@ -11,6 +11,7 @@ from robustclf._net import SCHEDULES
 from robustclf.losses._base import LOSSES
 from robustclf.modules import ACTIVATIONS, EMBEDDINGS, MODULES
 from robustclf.optimizers import OPTIMIZERS
+from robustclf.recipes import RECIPES
 from robustclf.strategies import STRATEGIES
 
 ROOT = Path(robustclf.__file__).parent
@@ -34,7 +35,7 @@ LAYERS = [
         "metrics",
     },
     {"strategies"},
-    {"optimizers", "modules"},
+    {"optimizers", "modules", "recipes"},
     {"_net"},
     {"_build"},
     {"classifier"},
@@ -123,6 +124,7 @@ ALIASES = {
     for kind, names in {
         "loss": LOSSES.names(),
         "strategy": STRATEGIES.names(),
+        "recipe": RECIPES.names(),
         "optimizer": OPTIMIZERS.names(),
         "module": MODULES.names(),
         "numeric_embedding": EMBEDDINGS.names(),

@@ -144,7 +144,7 @@ def test_weight_decay_shrinks_weights_but_not_biases(iris):
             ValueError,
             "unknown parameter of optimizer 'sam' 'roh'.*did you mean 'rho'",
         ),
-        ({"optimizer": "sam", "optimizer__rho": 0}, ValueError, "rho must be positive, got 0"),
+        ({"optimizer": "sam", "optimizer__rho": 0}, ValueError, r"rho must lie in \(0, inf\)"),
         ({"module": "mpl"}, ValueError, "unknown module 'mpl'.*did you mean 'mlp'"),
         ({"module__width": 3}, ValueError, "unknown parameter of module 'mlp' 'width'"),
         ({"activation": "rleu"}, ValueError, "unknown activation 'rleu'.*did you mean 'relu'"),

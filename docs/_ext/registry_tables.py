@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +32,15 @@ FAMILIES = (  # modules of robustclf.losses in the order of the page; any others
     *("recipes", "transforms", "corrections"),
 )
 FACTS = ("bounded", "symmetric", "convex", "proper", "pointwise", "needs_memory", "stochastic")
-COSTS = Path(__file__).parents[1] / "loss_costs.json"
+DOCS = Path(__file__).parents[1]
+COSTS = DOCS / "loss_costs.json"
+MEASURED = ("helps", "accuracy", "groups", "adversarial", "semi")  # by benchmarks/strategies.py
+TITLES = {
+    "ce": "Cross entropy",
+    "gce": "GCE",
+    "recipe": "Recipes, against plain cross entropy",
+}
+HEADINGS = {"worse": "CIFAR-10N", "difference": "to plain", "none": "clean"}
 Factory = Callable[..., Any]
 Rows = Iterator[list[str]]
 
@@ -131,6 +141,37 @@ def strategy_rows() -> Rows:
         ]
 
 
+def measured(part: str) -> Iterator[str]:
+    """Show what benchmarks/strategies.py wrote about a part, a table for each loss."""
+    path = DOCS / f"strategy_{part}.csv"
+    if not path.exists():
+        yield "Not measured yet."
+        return
+    with path.open() as file:
+        lines = list(csv.DictReader(file))
+    for loss, group in groupby(lines, lambda line: line["loss"]):
+        yield from ("", f".. rubric:: {TITLES[loss]}", "")
+        yield from list_table(measured_rows(list(group)))
+
+
+def measured_rows(lines: list[dict[str, str]]) -> Rows:
+    """Put the counts of cells into the column of the difference; leave out empty columns."""
+    for line in lines:
+        won, lost = line.pop("won", ""), line.pop("lost", "")
+        line["difference"] = f"{line.get('difference', '')} ({won}:{lost})" if won else ""
+        line["variant"] = linked(line["variant"]) if "variant" in line else ""
+    shown = [name for name in lines[0] if name != "loss" and any(line[name] for line in lines)]
+    yield [HEADINGS.get(name, name) for name in shown]
+    for line in lines:
+        yield [HEADINGS.get(line[name], line[name]) for name in shown]
+
+
+def linked(variant: str) -> str:
+    """Return a variant as a link to the strategy, or as it is written in code."""
+    known = variant in STRATEGIES.names()
+    return link(variant, STRATEGIES.get(variant)) if known else f"``{variant}``"
+
+
 def link(alias: str, factory: Factory) -> str:
     """Return the alias as a link to the reference."""
     role = "class" if inspect.isclass(factory) else "func"
@@ -162,11 +203,13 @@ class RegistryTable(SphinxDirective):
         "losses": loss_page,
         "facts": lambda: list_table(fact_rows(), widths="20 80"),
         "strategies": lambda: list_table(strategy_rows()),
+        **{f"measured-{part}": partial(measured, part) for part in MEASURED},
     }
 
     def run(self) -> list[nodes.Node]:
         """Write reStructuredText and parse it."""
-        self.env.note_dependency(str(COSTS))
+        for path in (COSTS, *(DOCS / f"strategy_{part}.csv" for part in MEASURED)):
+            self.env.note_dependency(str(path))
         text = "\n".join(self.texts[self.arguments[0]]())
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 

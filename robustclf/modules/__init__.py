@@ -21,6 +21,7 @@ from robustclf.modules._layers import (
     PiecewiseLinearEmbedding,
     TabularInput,
 )
+from robustclf.modules._nested import NestedDropout, NestedMLP, NestedResNet
 from robustclf.modules._networks import MLP, ModuleMembers, Network, ResNet
 
 __all__ = [
@@ -28,6 +29,9 @@ __all__ = [
     "MemberLayerNorm",
     "MemberLinear",
     "ModuleMembers",
+    "NestedDropout",
+    "NestedMLP",
+    "NestedResNet",
     "Network",
     "PeriodicEmbedding",
     "PiecewiseLinearEmbedding",
@@ -35,11 +39,14 @@ __all__ = [
     "TabularInput",
     "make_embedding",
     "make_network",
+    "needs_held_out",
 ]
 
 MODULES = Registry("module", nn.Module)
 MODULES.register("mlp")(MLP)
 MODULES.register("resnet")(ResNet)
+MODULES.register("nested_mlp")(NestedMLP)
+MODULES.register("nested_resnet")(NestedResNet)
 
 ACTIVATIONS: dict[str, Activation] = {"tanh": torch.tanh} | {
     name: getattr(F, name) for name in ("relu", "gelu", "silu", "selu", "elu", "mish", "leaky_relu")
@@ -96,7 +103,7 @@ def make_network(
 
     Parameters
     ----------
-    module : {"mlp", "resnet"}, module class or module
+    module : {"mlp", "resnet", "nested_mlp", "nested_resnet"}, module class or module
         A class is called as ``module(in_features, n_classes, **params)`` once per member; an
         instance that maps ``(sample, in_features)`` to ``(sample, n_classes)`` is copied, and all
         but its first copy reset with ``reset_parameters`` where its layers have that.
@@ -133,6 +140,17 @@ def make_network(
     network = Network(inputs, body, n_members)
     network.reset_members(seeds)
     return network
+
+
+def needs_held_out(module: Any) -> bool:
+    """Whether ``module``, as :func:`make_network` takes it, chooses something on held-out rows.
+
+    Examples
+    --------
+    >>> needs_held_out("mlp"), needs_held_out("nested_mlp")
+    (False, True)
+    """
+    return isinstance(module, str) and bool(getattr(MODULES.get(module), "needs_held_out", False))
 
 
 def _build(

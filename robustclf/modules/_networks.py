@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,16 @@ from robustclf.modules._layers import (
 class Headed(nn.Module):
     """Networks that are a linear head on features, one per member."""
 
+    needs_held_out: ClassVar[bool] = False
     head: MemberLinear
 
     def embed(self, x: Tensor) -> Tensor:
         """Return what the last hidden layer says, ``(member, sample, width)``."""
         raise NotImplementedError
+
+    def drop(self, features: Tensor) -> Tensor:
+        """Set some of the features to zero before the head reads them."""
+        return features
 
     def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features ``(member, sample, width)`` and the logits of one pass."""
@@ -75,11 +81,17 @@ class MLP(Headed):
 
     def embed(self, x: Tensor) -> Tensor:
         """Return what the last hidden layer says, ``(member, sample, width)``."""
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers, start=1):
             x = self.activation(layer(x))
-            if self.dropout:
-                x = F.dropout(x, self.dropout, self.training)
+            x = self._dropped(x) if i < len(self.layers) else self.drop(x)
         return x
+
+    def drop(self, features: Tensor) -> Tensor:
+        """Apply dropout to the last hidden layer as to the others."""
+        return self._dropped(features)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class ResNet(Headed):
@@ -140,7 +152,7 @@ class ResNet(Headed):
         for norm, expand, project in zip(self.norms, self.expand, self.project, strict=False):
             inner = F.dropout(self.activation(expand(norm(x))), self.dropout, self.training)
             x = x + F.dropout(project(inner), self.dropout, self.training)
-        return self.activation(self.norms[-1](x))
+        return self.drop(self.activation(self.norms[-1](x)))
 
 
 class ModuleMembers(nn.Module):
@@ -238,6 +250,8 @@ class Network(nn.Module):
         self.n_members = n
         if isinstance(self.body, ModuleMembers):
             self.body.members = self.body.members[:n]
+        elif isinstance(n_kept := getattr(self.body, "n_kept", None), Tensor):
+            self.body.n_kept = n_kept[:n].clone()
         stacked = self.inputs if isinstance(self.body, ModuleMembers) else self
         for parameter in stacked.parameters():
             parameter.data = parameter.data[:n].clone()

@@ -5,14 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from robustclf.strategies._base import STRATEGIES, Batch, Mixing, Strategy, overrides
+from robustclf.strategies.division import CoDivide, PseudoLossSelection
 from robustclf.strategies.gradient_clipping import OptimizedGradientClipping
-from robustclf.strategies.mixing import DecoupledMixup, FeatureSwap, Mixup
-from robustclf.strategies.peers import CoTeaching, JoCoR
-from robustclf.strategies.perturbation import Adversarial, FeatureNoise, VirtualAdversarial
+from robustclf.strategies.groups import GroupBalance, GroupDRO, GroupLossResample
+from robustclf.strategies.mixing import DecoupledMixup, FeatureSwap, Mixup, RankMixup
+from robustclf.strategies.neighbours import NeighbourDenoise
+from robustclf.strategies.peers import CoTeaching, CoTeachingPlus, JoCoR
+from robustclf.strategies.perturbation import (
+    Adversarial,
+    FeatureNoise,
+    SmoothAdversarial,
+    VirtualAdversarial,
+)
+from robustclf.strategies.pruning import InfoBatch
 from robustclf.strategies.regularizers import L1, EarlyLearningRegularization, MeanEntropy
 from robustclf.strategies.relabelling import SELC, Bootstrap, LabelSmoothing, Refurbish
+from robustclf.strategies.representation import CenterLoss, NeuralCollapse
 from robustclf.strategies.risk import HolisticRobust, InstanceReweighted, SpectralRisk
 from robustclf.strategies.selection import ErrorNormTruncation, SmallLoss
+from robustclf.strategies.semi_supervised import PseudoLabel
+from robustclf.strategies.transition import Transition
 
 __all__ = [
     "L1",
@@ -20,24 +32,38 @@ __all__ = [
     "Adversarial",
     "Batch",
     "Bootstrap",
+    "CenterLoss",
+    "CoDivide",
     "CoTeaching",
+    "CoTeachingPlus",
     "DecoupledMixup",
     "EarlyLearningRegularization",
     "ErrorNormTruncation",
     "FeatureNoise",
     "FeatureSwap",
+    "GroupBalance",
+    "GroupDRO",
+    "GroupLossResample",
     "HolisticRobust",
+    "InfoBatch",
     "InstanceReweighted",
     "JoCoR",
     "LabelSmoothing",
     "MeanEntropy",
     "Mixing",
     "Mixup",
+    "NeighbourDenoise",
+    "NeuralCollapse",
     "OptimizedGradientClipping",
+    "PseudoLabel",
+    "PseudoLossSelection",
+    "RankMixup",
     "Refurbish",
     "SmallLoss",
+    "SmoothAdversarial",
     "SpectralRisk",
     "Strategy",
+    "Transition",
     "VirtualAdversarial",
     "list_strategies",
     "make_strategy",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustclf._registry import check_known
 from robustclf.losses._hyperparameters import check_flag, check_integer, check_range
 from robustclf.strategies._base import STRATEGIES, Batch, Strategy
+from robustclf.strategies._unlabelled import SemiSupervised
 
 
 @STRATEGIES.register("feature_noise")
@@ -157,42 +158,141 @@ class Adversarial(Strategy):
         """Return the batch with adversarial rows, ``(member, sample, feature)``."""
         x = batch.x.expand(net.n_stacked, *batch.x.shape[-2:])
         numbers = x[..., : n_numeric(net)]
-        step_size = self.step_size or (self.eps if self.steps == 1 else 2.5 * self.eps / self.steps)
+        ball = Ball(self.eps, self.norm)
         shift = torch.zeros_like(numbers)
         if self.random_start:
             # the same draw for all members: those of a member do not depend on its stack
-            shift = self._anywhere(torch.zeros_like(batch.x[..., : n_numeric(net)])) + shift
+            shift = ball.anywhere(torch.zeros_like(batch.x[..., : n_numeric(net)])) + shift
+
+        def loss(shift: Tensor) -> Tensor:
+            logits = net.module_(with_numbers(x, numbers + shift)).to(batch.weight.dtype)
+            value: Tensor = net.criterion_(logits, batch.target)
+            return value
+
         with evaluating(net.module_):
-            for _ in range(self.steps):
-                shift.requires_grad_()
-                logits = net.module_(with_numbers(x, numbers + shift)).to(batch.weight.dtype)
-                loss = net.criterion_(logits, batch.target).sum()
-                (gradient,) = torch.autograd.grad(loss, shift)
-                shift = self._project(shift.detach() + step_size * self._steepest(gradient))
+            shift = ball.climb(loss, shift, self.steps, self.step_size)
         # rows that a member does not train on must not tell it their labels through mixup
         shift = shift * (batch.weight > 0).unsqueeze(-1)
         return replace(batch, x=with_numbers(x, numbers + shift))
 
-    def _anywhere(self, zeros: Tensor) -> Tensor:
-        """Draw uniformly from the ball."""
-        if self.norm == "inf":
-            return zeros.uniform_(-self.eps, self.eps)
-        radius = torch.rand_like(zeros[..., :1]) ** (1 / max(zeros.shape[-1], 1))
-        return self.eps * radius * unit(torch.randn_like(zeros))
 
-    def _steepest(self, gradient: Tensor) -> Tensor:
-        return gradient.sign() if self.norm == "inf" else unit(gradient)
+@STRATEGIES.register("smooth_adversarial")
+class SmoothAdversarial(Strategy):
+    r"""Keep the margins of a row the same within a small distance, and train on the row itself.
 
-    def _project(self, shift: Tensor) -> Tensor:
-        if self.norm == "inf":
-            return shift.clamp(-self.eps, self.eps)
-        length = shift.norm(dim=-1, keepdim=True)
-        factor: Tensor = self.eps / length.clamp_min(torch.finfo(shift.dtype).tiny)
-        return shift * factor.clamp_max(1)
+    .. math::
+        R_i = \nu \max_{\lVert \delta_i \rVert \le \gamma}
+        \lVert \Delta(x_i + \delta_i, y_i) - \Delta(x_i, y_i) \rVert_2, \qquad
+        \Delta(x, y) = \left( z_y(x) - z_k(x) \right)_{k \ne y}
+
+    with z the logits. Added to a comp-sum loss, such as ``"ce"``, ``"gce"`` or ``"mae"``, this is
+    the smooth adversarial comp-sum loss. The maximum is sought by ``steps`` projected gradient
+    steps from a random point. Only numbers move: indicators and codes of categories stay as they
+    are.
+
+    Parameters
+    ----------
+    nu : float, default=0.1
+        Strength, non-negative. Bounded losses need a smaller one than the cross entropy.
+    gamma : float, default=0.1
+        Radius, non-negative, in the units of the encoded numbers: the interquartile range of a
+        feature is about 1.
+    steps : int, default=2
+        Gradient steps, at least 1; each costs a forward and a backward pass.
+    step_size : float or None, default=None
+        Length of a step, positive. None is ``gamma`` for a single step, else ``2.5 * gamma /
+        steps``.
+    norm : {"inf", "2"}, default="inf"
+        Whether ``gamma`` bounds each number or the Euclidean length of the perturbation of a row.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range.
+
+    Notes
+    -----
+    All logits of the penalty are those of the network without dropout, and with running batch
+    statistics: with dropout the difference would measure two draws of it. The gradient flows
+    through both sides of the difference. A target that is a distribution counts with the penalty
+    expected under it. In a list, put this after the strategies that change rows.
+
+    References
+    ----------
+    Mao, Mohri, Zhong. Cross-Entropy Loss Functions: Theoretical Analysis and Applications. ICML
+    2023. arXiv:2304.07288.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustclf.strategies.perturbation import margin_change
+    >>> change = torch.tensor([[[1.0, 0.0, 0.0]]])  # of the logits: (member, sample, class)
+    >>> margin_change(change, torch.tensor([[1.0, 0.0, 0.0]]))  # both margins grow by 1
+    tensor([[1.4142]])
+    >>> margin_change(change, torch.tensor([[0.0, 1.0, 0.0]]))  # one shrinks, one stays
+    tensor([[1.]])
+    """
+
+    def __init__(
+        self,
+        nu: float = 0.1,
+        gamma: float = 0.1,
+        steps: int = 2,
+        step_size: float | None = None,
+        norm: str = "inf",
+    ) -> None:
+        self.nu = nu
+        self.gamma = gamma
+        self.steps = steps
+        self.step_size = step_size
+        self.norm = norm
+
+    def check(self, loss: Any, n_classes: int) -> None:
+        """Raise ``ValueError`` for parameters out of range."""
+        check_range("nu", self.nu, "[0, inf)")
+        check_range("gamma", self.gamma, "[0, inf)")
+        check_integer("steps", self.steps, "[1, inf)")
+        if self.step_size is not None:
+            check_range("step_size", self.step_size, "(0, inf)")
+        check_known("norm of strategy 'smooth_adversarial'", [self.norm], ["inf", "2"])
+
+    def on_batch(self, net: Any, batch: Batch) -> Batch:
+        """Find the perturbations, ``(member, sample, number)``."""
+        x = batch.x.expand(net.n_stacked, *batch.x.shape[-2:])
+        numbers = x[..., : n_numeric(net)]
+        target = batch.distribution(net.n_classes)
+        ball = Ball(self.gamma, self.norm)
+        # the same draw for all members: those of a member do not depend on its stack
+        start = ball.anywhere(torch.zeros_like(batch.x[..., : n_numeric(net)]))
+
+        def change(shift: Tensor) -> Tensor:
+            moved = net.module_(with_numbers(x, numbers + shift))
+            return margin_change(moved.to(clean) - clean, target)
+
+        with evaluating(net.module_):
+            with torch.no_grad():
+                clean = net.module_(x).to(batch.weight.dtype)
+            shift = start.expand_as(numbers)
+            self.shift_ = ball.climb(change, shift, self.steps, self.step_size)
+        return batch
+
+    def penalty(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
+        """Return the penalty of each sample, ``(member, sample)``."""
+        x = batch.x.expand(net.n_stacked, *batch.x.shape[-2:])
+        moved = with_numbers(x, x[..., : n_numeric(net)] + self.shift_)
+        with evaluating(net.module_):
+            both = net.module_(torch.cat([x, moved], dim=-2)).to(logits.dtype)
+        clean, perturbed = both.unflatten(-2, (2, -1)).unbind(-3)
+        target = batch.distribution(logits.shape[-1])
+        return self.nu * batch.weight * margin_change(perturbed - clean, target)
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Free the perturbations of the last batch."""
+        self.__dict__.pop("shift_", None)
 
 
 @STRATEGIES.register("vat")
-class VirtualAdversarial(Strategy):
+class VirtualAdversarial(SemiSupervised):
     r"""Keep the prediction the same in the direction in which it changes fastest.
 
     .. math::
@@ -202,8 +302,9 @@ class VirtualAdversarial(Strategy):
         g = \nabla_r \mathrm{KL}\left( p(x_i) \,\Vert\, p(x_i + r) \right) \big|_{r = \xi d_i}
 
     with p the softmax of the logits. d starts as a random direction and ``n_iter`` steps of the
-    power method turn it to the largest curvature. No label is used. No gradient flows through
-    p(x) or d. Only numbers move: indicators and codes of categories stay as they are.
+    power method turn it to the largest curvature. No label is used: rows without one take part, so
+    that R is the mean over the rows with a label plus the mean over those without. No gradient
+    flows through p(x) or d. Only numbers move: indicators and codes of categories stay as they are.
 
     Parameters
     ----------
@@ -282,11 +383,71 @@ class VirtualAdversarial(Strategy):
                 shift = (self.xi * direction).requires_grad_()
                 (gradient,) = torch.autograd.grad(divergence(shift).sum(), shift)
                 direction = unit(gradient)
-            return self.lam * batch.weight * divergence(self.eps * direction)
+            return self.lam * self._weight_of(batch) * divergence(self.eps * direction)
+
+    def _weight_of(self, batch: Batch) -> Tensor:
+        """Return weights, ``(member or 1, sample)``, also of rows whose label nobody guesses."""
+        if self.unlabelled_ is None:
+            return batch.weight
+        weight = self.unlabelled_.index_select(1, batch.index)
+        if batch.mixing is not None:
+            weight = batch.mixing(weight.unsqueeze(-1)).squeeze(-1)
+        return batch.weight.maximum(weight)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the directions of the last batch."""
+        """Free the directions of the last batch and what belongs to the rows of the fit."""
+        super().on_train_end(net, X, y, **kwargs)
         self.__dict__.pop("start_", None)
+
+
+@dataclass
+class Ball:
+    """Perturbations up to a radius, and how to find the worst of them."""
+
+    radius: float
+    norm: str  # "inf" or "2"
+
+    def anywhere(self, zeros: Tensor) -> Tensor:
+        """Draw uniformly from the ball."""
+        if self.norm == "inf":
+            return zeros.uniform_(-self.radius, self.radius)
+        length = torch.rand_like(zeros[..., :1]) ** (1 / max(zeros.shape[-1], 1))
+        return self.radius * length * unit(torch.randn_like(zeros))
+
+    def climb(
+        self,
+        function: Callable[[Tensor], Tensor],
+        shift: Tensor,
+        steps: int,
+        step_size: float | None,
+    ) -> Tensor:
+        """Take projected gradient steps up a function of the perturbation of each row."""
+        step_size = step_size or (self.radius if steps == 1 else 2.5 * self.radius / steps)
+        for _ in range(steps):
+            shift = shift.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(function(shift).sum(), shift)
+            steepest = gradient.sign() if self.norm == "inf" else unit(gradient)
+            shift = self._project(shift.detach() + step_size * steepest)
+        return shift
+
+    def _project(self, shift: Tensor) -> Tensor:
+        if self.norm == "inf":
+            return shift.clamp(-self.radius, self.radius)
+        length = shift.norm(dim=-1, keepdim=True)
+        factor: Tensor = self.radius / length.clamp_min(torch.finfo(shift.dtype).tiny)
+        return shift * factor.clamp_max(1.0)
+
+
+def margin_change(change: Tensor, target: Tensor) -> Tensor:
+    """Return how far the margins move when the logits change, expected under the target.
+
+    ``sum_k (d_y - d_k)^2`` is ``K d_y^2 + sum_k d_k^2`` for changes d of mean zero.
+    """
+    d = change - change.mean(-1, keepdim=True)
+    square = d.shape[-1] * d.square() + d.square().sum(-1, keepdim=True)
+    length = torch.where(square > 0, square, 1.0).sqrt() * (square > 0)
+    expected: Tensor = (target * length).sum(-1)
+    return expected
 
 
 def n_numeric(net: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from robustclf._registry import check_known
 from robustclf.losses import CrossEntropy
 from robustclf.losses._hyperparameters import check_integer, check_range
 from robustclf.strategies._base import STRATEGIES, Batch, Strategy
+from robustclf.strategies._unlabelled import SemiSupervised, with_guesses
 
 PUBLISHED_BETA = {"hard": 0.8, "soft": 0.95}
 
@@ -152,20 +153,24 @@ class Bootstrap(Strategy):
         return beta * batch.distribution(p.shape[-1]) + (1 - beta) * p
 
 
-class Remembering(Strategy):
+class Remembering(SemiSupervised):
     """Base of the strategies that keep a distribution for each member and training row.
 
     ``relabel`` leaves in ``updated_`` what the rows of the batch are remembered by from now on.
     """
 
+    uses_unlabelled: ClassVar[bool] = False
+
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Start from the given labels: what is remembered belongs to the rows of one fit."""
+        super().on_train_begin(net, X, y, **kwargs)
         self.rows_ = X
         classes = X.weight.new_empty(net.n_classes)
         self.memory_ = one_hot(X.y, classes).repeat(net.n_stacked, 1, 1)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Free the memory: a fitted model holds nothing per training row."""
+        super().on_train_end(net, X, y, **kwargs)
         del self.rows_, self.memory_
         self.__dict__.pop("updated_", None)
 
@@ -181,12 +186,22 @@ class Remembering(Strategy):
         return predicted(net, logits)
 
     def mixed(self, batch: Batch, target: Tensor) -> Tensor:
-        """Mix targets of the rows, each with the weight of its row, as the batch is mixed."""
+        """Put targets in the place of the given labels, mixed as the batch is mixed.
+
+        Each counts with the weight of its row. What rows without label train on stays.
+        """
+        before = batch.distribution(target.shape[-1])
         if batch.mixing is None:
-            return target
-        weight = self.rows_.weight.index_select(1, batch.index)
-        target = batch.mixing(weight.unsqueeze(-1) * target)
-        return target / target.sum(-1, keepdim=True).clamp_min(torch.finfo(target.dtype).tiny)
+            if self.unlabelled_ is None:
+                return target
+            labelled = self.unlabelled_.index_select(1, batch.index) == 0
+            return torch.where(labelled.unsqueeze(-1), target, before)
+        weight = self.rows_.weight.index_select(1, batch.index).unsqueeze(-1)
+        new = batch.mixing(weight * target)
+        if self.unlabelled_ is not None:
+            given = batch.mixing(weight * one_hot(self.rows_.y[batch.index], target))
+            new = new + (batch.weight.unsqueeze(-1) * before - given).relu()
+        return new / new.sum(-1, keepdim=True).clamp_min(torch.finfo(new.dtype).tiny)
 
 
 @STRATEGIES.register("selc")
@@ -263,7 +278,8 @@ class Refurbish(Remembering):
 
     from epoch ``warm_up`` on; :math:`e_c` is the one-hot vector of class c and :math:`\bar p_i` the
     exponentially weighted mean of the row's predictions in the epochs before. All other rows keep
-    their labels, and a replaced label comes back once the confidence is gone.
+    their labels, and a replaced label comes back once the confidence is gone. Rows without label
+    train on :math:`e_c` while they have that confidence.
 
     Parameters
     ----------
@@ -286,7 +302,8 @@ class Refurbish(Remembering):
     history. SELFIE also needs the noise rate and leaves out the rows with a large loss that cannot
     be refurbished: add ``"co_teaching"`` or another selection for that. In a list this strategy
     comes before others that edit targets. After mixup the refurbished targets are mixed, and the
-    mean is that of the unmixed rows, which costs a second forward pass.
+    mean is that of the unmixed rows, which costs a second forward pass. The mean over the rows
+    without label counts as much as that over the others, as in ``"pseudo_label"``.
 
     References
     ----------
@@ -302,6 +319,8 @@ class Refurbish(Remembering):
     >>> clf.score(X, y) > 0.95
     True
     """
+
+    uses_unlabelled: ClassVar[bool] = True
 
     def __init__(self, threshold: float = 0.9, warm_up: int = 10, decay: float = 0.9) -> None:
         self.threshold = threshold
@@ -319,14 +338,30 @@ class Refurbish(Remembering):
         super().on_train_begin(net, X, y, **kwargs)
         self.memory_.zero_()
 
+    def on_batch(self, net: Any, batch: Batch) -> Batch:
+        """Give the rows without label, where the network is sure of them, a label and weight."""
+        if self.unlabelled_ is None or net.epoch < self.warm_up:
+            return batch
+        weight = self.unlabelled_.index_select(1, batch.index)
+        if batch.mixing is None:
+            weight = weight * (batch.weight == 0)
+        past = self.memory_[:, batch.index]
+        sure, best = self._sure(past)
+        return with_guesses(batch, one_hot(best, past), weight * sure)
+
     def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
         """Return the refurbished targets, ``(member, sample, class)``."""
         past = self.memory_[:, batch.index]
         self.updated_ = torch.lerp(self.predicted_rows(net, batch, logits), past, self.decay)
         if net.epoch < self.warm_up:
             return batch.target
+        sure, best = self._sure(past)
+        label = torch.where(sure, best, self.rows_.y[batch.index])
+        return self.mixed(batch, one_hot(label, past))
+
+    def _sure(self, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Return whether a row's label is to be replaced, and by which, ``(member, sample)``."""
         # the weights of n predictions sum to 1 - decay^n, which the sum over the classes is
         mean = past / past.sum(-1, keepdim=True).clamp_min(torch.finfo(past.dtype).tiny)
         confidence, best = mean.max(-1)
-        label = torch.where(confidence > self.threshold, best, self.rows_.y[batch.index])
-        return self.mixed(batch, one_hot(label, past))
+        return confidence > self.threshold, best

@@ -12,8 +12,50 @@ from robustclf.losses._hyperparameters import check_integer, check_range
 from robustclf.strategies._base import STRATEGIES, Batch, Strategy
 
 
+class LossMixture(Strategy):
+    """Strategies that fit a mixture of two normal distributions to the last loss of each row."""
+
+    warm_up: int
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Forget the losses: they belong to the rows of one fit."""
+        self.loss_ = X.weight.new_full((net.n_stacked, len(X.y)), torch.nan)
+        self.clean_ = torch.ones_like(self.loss_)
+        self.rows_ = X
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Free the losses: a fitted model holds nothing per training row."""
+        del self.loss_, self.clean_, self.rows_
+
+    def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
+        """Fit the mixture to the losses of the last epoch."""
+        if net.epoch >= self.warm_up:
+            self.clean_ = self.posterior()
+
+    def posterior(self) -> Tensor:
+        """Return the posterior of the low component, ``(member, row)``."""
+        return posterior_of_low(self.loss_)
+
+    def remember(self, index: Tensor, weight: Tensor, loss: Tensor) -> None:
+        """Keep the losses, ``(member, sample)``, of the rows that a member trains on."""
+        self.loss_[:, index] = torch.where(weight > 0, loss, torch.nan)
+
+
+def posterior_of_low(loss: Tensor) -> Tensor:
+    """Return the posterior of the low one of two components, of losses scaled to [0, 1].
+
+    Losses, ``(member, row)``, that are nan have no part in the mixture and get 1.
+    """
+    known = ~loss.isnan()
+    low = loss.masked_fill(~known, torch.inf).amin(-1, keepdim=True)
+    high = loss.masked_fill(~known, -torch.inf).amax(-1, keepdim=True)
+    scaled = (loss - low) / (high - low).clamp_min(torch.finfo(loss.dtype).tiny)
+    fitted = TwoNormals.fit(scaled, known.to(loss), floor=5e-4)
+    return torch.where(known, fitted.posterior_of_low(scaled), 1.0)
+
+
 @STRATEGIES.register("small_loss")
-class SmallLoss(Strategy):
+class SmallLoss(LossMixture):
     r"""Weigh a row by how likely its last loss belongs to the lower of two normal components.
 
     From epoch ``warm_up`` on, a two-component mixture is fitted once per epoch to the last losses
@@ -75,40 +117,13 @@ class SmallLoss(Strategy):
         check_integer("warm_up", self.warm_up, "[1, inf)")
         check_known("weights", [self.weights], ["posterior", "hard"])
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Forget the losses: they belong to the rows of one fit."""
-        self.loss_ = X.weight.new_full((net.n_stacked, len(X.y)), torch.nan)
-        self.clean_ = torch.ones_like(self.loss_)
-        self.rows_ = X
-
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the losses: a fitted model holds nothing per training row."""
-        del self.loss_, self.clean_, self.rows_
-
-    def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
-        """Fit the mixture to the losses of the last epoch."""
-        if net.epoch >= self.warm_up:
-            p = self.posterior()
-            self.clean_ = p if self.weights == "posterior" else (p >= self.threshold).to(p)
-
-    def posterior(self) -> Tensor:
-        """Return the posterior of the low component, ``(member, row)``; 1 where no loss is known.
-
-        Uses ``loss_``, which is nan where a member has not trained on a row.
-        """
-        loss = self.loss_
-        known = ~loss.isnan()
-        low = loss.masked_fill(~known, torch.inf).amin(-1, keepdim=True)
-        high = loss.masked_fill(~known, -torch.inf).amax(-1, keepdim=True)
-        scaled = (loss - low) / (high - low).clamp_min(torch.finfo(loss.dtype).tiny)
-        fitted = TwoNormals.fit(scaled, known.to(loss), floor=5e-4)
-        return torch.where(known, fitted.posterior_of_low(scaled), 1.0)
-
     def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
         """Return the weights by the mixture of this epoch, ``(member, sample)``."""
         clean = self.clean_[:, batch.index]
+        if self.weights == "hard":
+            clean = (clean >= self.threshold).to(clean)
         if batch.mixing is None:
-            self._remember(batch.index, batch.weight, loss)
+            self.remember(batch.index, batch.weight, loss)
         else:
             clean = batch.mixing(clean.unsqueeze(-1)).squeeze(-1)
         return with_total_of(batch.weight, batch.weight * clean)
@@ -119,10 +134,7 @@ class SmallLoss(Strategy):
             with torch.no_grad():
                 logits = net.module_(batch.mixing.x).to(self.loss_)
                 loss = net.criterion_(logits, self.rows_.y[batch.index])
-            self._remember(batch.index, self.rows_.weight[:, batch.index], loss)
-
-    def _remember(self, index: Tensor, weight: Tensor, loss: Tensor) -> None:
-        self.loss_[:, index] = torch.where(weight > 0, loss, torch.nan)
+            self.remember(batch.index, self.rows_.weight[:, batch.index], loss)
 
 
 @STRATEGIES.register("error_norm")

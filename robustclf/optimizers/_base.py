@@ -1,0 +1,47 @@
+"""Aliases of the optimisers, with those of torch."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import Optimizer
+
+from robustclf._registry import Registry
+
+OPTIMIZERS = Registry("optimizer", Optimizer)
+for _alias, _optimizer in {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+}.items():
+    OPTIMIZERS.register(_alias)(_optimizer)
+
+
+def get_optimizer(optimizer: str | type[Optimizer]) -> type[Optimizer]:
+    """Return the optimiser class an alias or a class stands for.
+
+    Parameters
+    ----------
+    optimizer : str or class
+        ``"adamw"``, ``"adam"``, ``"sgd"``, ``"nadam"``, ``"radam"``, ``"rmsprop"`` of torch,
+        ``"fadam"``, ``"momo"``, ``"momo_adam"``, the wrappers ``"sam"``, ``"asam"``, ``"awp"``, or
+        any class with the interface of :class:`torch.optim.Optimizer`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown alias, with the closest match.
+
+    Examples
+    --------
+    >>> from robustclf.optimizers import get_optimizer
+    >>> get_optimizer("sgd").__name__
+    'SGD'
+    """
+    if isinstance(optimizer, type):
+        return optimizer
+    kind = OPTIMIZERS.get(optimizer)
+    assert isinstance(kind, type)
+    return kind
