@@ -26,8 +26,8 @@ from robustclf.strategies import (
     RankMixup,
     SmoothAdversarial,
 )
+from robustclf.strategies.adversarial import margin_change
 from robustclf.strategies.mixing import ndcg
-from robustclf.strategies.perturbation import margin_change
 from robustclf.strategies.representation import nearest_angle
 
 N, K, M, D = 12, 3, 2, 5

@@ -22,10 +22,19 @@ from sphinx.util.docutils import SphinxDirective
 
 from robustclf.losses import Loss, search_space
 from robustclf.losses._base import LOSSES
+from robustclf.optimizers import OPTIMIZERS
+from robustclf.recipes import RECIPES
 from robustclf.strategies import make_strategy, overrides
 from robustclf.strategies._base import STRATEGIES
 
-HOOKS = {"on_batch": "x, t", "relabel": "t", "weigh": "w", "penalty": "R"}
+HOOKS = {
+    "epoch_rows": "i",
+    "on_batch": "x, t",
+    "relabel": "t",
+    "observe": "f",
+    "weigh": "w",
+    "penalty": "R",
+}
 FAMILIES = (  # modules of robustclf.losses in the order of the page; any others follow
     *("cross_entropy", "huberised", "scores", "symmetric", "asymmetric", "active_negative"),
     *("label_robust", "divergences", "evidential", "legendretron", "ensloss"),
@@ -60,7 +69,12 @@ def reference(factory: Factory) -> str:
     """Return surnames, year and venue of the first reference, and a link where there is one."""
     references = "\n".join(NumpyDocString(inspect.getdoc(factory))["References"])
     first = " ".join(references.partition("\n\n")[0].split())
-    authors, _, rest = re.split(r', "|", ', first, maxsplit=2)
+    if '"' in first:
+        authors, _, rest = re.split(r', "|", ', first, maxsplit=2)
+    else:  # sentences: authors, title, venue, arXiv
+        parts = first.rstrip(".").split(". ")
+        authors = re.sub(r" al$", " al.", parts[0])
+        rest = ", ".join(parts[-2:] if "arXiv" in parts[-1] else parts[-1:])
     surnames = [re.sub(r"^(-?\w\.[ ]?)+", "", author) for author in authors.split(", ")]
     who = " and ".join(surnames) if len(surnames) < 3 else f"{surnames[0]} et al."
     where = rest.partition(". ")[0].rstrip(".")  # what follows is about other references
@@ -126,7 +140,7 @@ def fact_rows() -> Rows:
 
 def strategy_rows() -> Rows:
     """Describe every strategy of the registry."""
-    yield ["alias", "strategy", "edits", "parameters", "members"]
+    yield ["alias", "strategy", "edits", "parameters", "members", "reads"]
     for alias in STRATEGIES.names():
         factory, strategy = STRATEGIES.get(alias), make_strategy(alias)
         places = " and ".join(
@@ -138,7 +152,34 @@ def strategy_rows() -> Rows:
             places,
             parameters(factory),
             str(strategy.n_members),
+            ", ".join([*strategy.needs, *(["rows without label"] * strategy.uses_unlabelled)]),
         ]
+
+
+def optimizer_rows() -> Rows:
+    """Describe the optimisers that torch does not have."""
+    yield ["alias", "optimiser", "parameters", "reference"]
+    for alias in OPTIMIZERS.names():
+        factory = OPTIMIZERS.get(alias)
+        if factory.__module__.startswith("robustclf"):
+            named = inspect.signature(factory).parameters
+            shown = ", ".join(f"``{_plain(p)}``" for n, p in named.items() if n != "params")
+            yield [link(alias, factory), summary(factory), shown, reference(factory)]
+
+
+def _plain(parameter: inspect.Parameter) -> str:
+    return str(parameter.replace(annotation=inspect.Parameter.empty)).replace("'", '"')
+
+
+def recipe_rows() -> Rows:
+    """Describe what each recipe is made of and how it differs from the paper."""
+    yield ["recipe", "method", "arguments of RobustClassifier", "reference"]
+    for name in RECIPES.names():
+        factory = RECIPES.get(name)
+        doc = NumpyDocString(inspect.getdoc(factory))
+        method = " ".join([*doc["Summary"], *doc["Extended Summary"]])
+        arguments = "\n\n".join(f"``{key}={value!r}``" for key, value in factory().items())
+        yield [f"``{name}``", method, arguments, reference(factory)]
 
 
 def measured(part: str) -> Iterator[str]:
@@ -203,6 +244,8 @@ class RegistryTable(SphinxDirective):
         "losses": loss_page,
         "facts": lambda: list_table(fact_rows(), widths="20 80"),
         "strategies": lambda: list_table(strategy_rows()),
+        "optimizers": lambda: list_table(optimizer_rows(), widths="12 40 28 20"),
+        "recipes": lambda: list_table(recipe_rows(), widths="14 30 36 20"),
         **{f"measured-{part}": partial(measured, part) for part in MEASURED},
     }
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from robustclf.strategies._base import STRATEGIES, Batch, Mixing, Strategy, overrides
+from robustclf.strategies.adversarial import Adversarial, SmoothAdversarial, VirtualAdversarial
 from robustclf.strategies.division import CoDivide, PseudoLossSelection
 from robustclf.strategies.gradient_clipping import OptimizedGradientClipping
 from robustclf.strategies.groups import GroupBalance, GroupDRO, GroupLossResample
 from robustclf.strategies.mixing import DecoupledMixup, FeatureSwap, Mixup, RankMixup
 from robustclf.strategies.neighbours import NeighbourDenoise
 from robustclf.strategies.peers import CoTeaching, CoTeachingPlus, JoCoR
-from robustclf.strategies.perturbation import (
-    Adversarial,
-    FeatureNoise,
-    SmoothAdversarial,
-    VirtualAdversarial,
-)
+from robustclf.strategies.perturbation import FeatureNoise
 from robustclf.strategies.pruning import InfoBatch
 from robustclf.strategies.regularizers import L1, EarlyLearningRegularization, MeanEntropy
 from robustclf.strategies.relabelling import SELC, Bootstrap, LabelSmoothing, Refurbish
@@ -108,6 +104,6 @@ def list_strategies() -> list[str]:
     --------
     >>> from robustclf import list_strategies
     >>> list_strategies()
-    ['adversarial', 'bootstrap', 'co_teaching', ..., 'vat']
+    ['adversarial', 'bootstrap', 'center', ..., 'vat']
     """
     return STRATEGIES.names()

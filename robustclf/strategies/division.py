@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustclf.losses._hyperparameters import check_integer, check_range
 from robustclf.strategies._base import STRATEGIES, Batch
-from robustclf.strategies.perturbation import evaluating
+from robustclf.strategies.adversarial import evaluating
 from robustclf.strategies.relabelling import predicted
 from robustclf.strategies.selection import LossMixture, posterior_of_low
 

@@ -12,7 +12,7 @@ from robustclf._registry import check_known
 from robustclf.losses._hyperparameters import check_range
 from robustclf.strategies._base import STRATEGIES, Batch
 from robustclf.strategies._unlabelled import SemiSupervised, with_guesses
-from robustclf.strategies.perturbation import evaluating
+from robustclf.strategies.adversarial import evaluating
 from robustclf.strategies.relabelling import one_hot, predicted
 
 MOMENTUM = 0.99  # of the share of certain rows, over the steps
