@@ -15,7 +15,7 @@ test: $(VENV)/.test  ## style, types, tests, doctests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto
 
 docs: $(VENV)/.docs  ## the site in docs/_build/html, the gallery executed, warnings as errors
 	rm -rf docs/api/generated  # of what may have a new name

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, load_iris
 
+from robustclf import list_strategies, make_strategy
 from robustclf._net import Criterion, RobustNet, TrainingSet
 from robustclf.losses import make_loss
 from robustclf.modules import TabularInput, make_network
@@ -40,6 +41,25 @@ def noisy_digits():
     flipped = rng.random(len(y)) < 0.2
     wrong = (y + rng.integers(1, 10, len(y))) % 10
     return X, np.where(flipped, wrong, y), flipped
+
+
+@pytest.fixture(scope="session")
+def all_strategies():
+    """Every alias, in an order in which they go together."""
+    before_mixing = ("co_divide", "pls", "pseudo_label")
+    return sorted(list_strategies(), key=lambda alias: alias not in before_mixing)
+
+
+@pytest.fixture(scope="session")
+def told():
+    """Return a function that says what a fit to n rows has to be told for these strategies."""
+
+    def known(strategies, n):
+        listed = strategies if isinstance(strategies, list) else [strategies]
+        needs = {name for s in listed if s for name in make_strategy(s).needs}
+        return {"groups": np.arange(n) % 2} if "groups" in needs else {}
+
+    return known
 
 
 @pytest.fixture(scope="session")

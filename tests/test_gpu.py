@@ -9,9 +9,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 from skorch.callbacks import EpochScoring
 
-from robustclf import RobustClassifier, list_strategies, make_loss
+from robustclf import RobustClassifier, list_strategies, make_loss, make_strategy
 from robustclf._device import find_device
 from robustclf.losses._base import LOSSES
+from robustclf.optimizers import OPTIMIZERS
 
 pytestmark = pytest.mark.gpu
 
@@ -108,14 +109,41 @@ def test_bf16(noisy_digits, monkeypatch):
     assert_allclose(again.predict_proba(X), clf.predict_proba(X), atol=0.05)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sam", "sgd"])
-@pytest.mark.parametrize("strategy", [*list_strategies(), list_strategies()], ids=str)
-def test_cross_fit_with_strategies(noisy_digits, strategy, optimizer):
+@pytest.mark.filterwarnings("ignore:strategy 'transition':UserWarning")
+@pytest.mark.parametrize("optimizer", ["adamw", "sam", "momo"])
+@pytest.mark.parametrize("strategy", [*list_strategies(), "all"])
+def test_cross_fit_with_strategies(noisy_digits, strategy, optimizer, all_strategies, told):
     X, y, _ = noisy_digits
-    clf = small(loss="ce", strategy=strategy, optimizer=optimizer, cross_fit=3).fit(X, y)
+    if strategy == "all":
+        strategy = all_strategies
+    clf = small(loss="ce", strategy=strategy, optimizer=optimizer, cross_fit=3)
+    clf.fit(X, y, **told(strategy, len(y)))
     assert clf.oof_proba_.shape == (1000, 10)
     assert_allclose(clf.oof_proba_.sum(1), 1, atol=1e-5)
     assert np.isfinite(clf.predict_proba(X)).all()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.names())
+def test_optimizers(noisy_digits, optimizer):
+    X, y, _ = noisy_digits
+    clf = small(loss="ce", optimizer=optimizer, n_members=2).fit(X, y)
+    assert np.isfinite(clf.predict_proba(X)).all()
+
+
+@pytest.mark.parametrize("strategy", ["pseudo_label", "vat", "mixup", "refurbish"])
+def test_rows_without_label(noisy_digits, strategy):
+    X, y, _ = noisy_digits
+    few = np.where(np.arange(len(y)) % 5 == 0, y, -1)
+    clf = small(loss="ce", strategy=strategy, cross_fit=2).fit(X, few)
+    assert clf.score(X, y) > 0.5
+
+
+def test_trusted_rows_and_nested_networks(noisy_digits):
+    X, y, flipped = noisy_digits
+    trust = make_strategy("transition", matrix="trusted")
+    small(loss="ce", strategy=trust).fit(X, y, trusted=~flipped & (np.arange(len(y)) % 5 == 0))
+    nested = small(module="nested_mlp").fit(X, y)
+    assert nested.net_.module_.body.n_kept.device.type == "cuda"
 
 
 def test_sparse_rows_categories_and_partial_fit(noisy_digits):

@@ -324,18 +324,9 @@ ONE_OF_EACH_PLACE = ["mixup", "label_smoothing", "co_teaching", "elr"]
 ONE_OF_EACH_KIND = ["ce", "gce", "nce+rce", "squentropy", "gjs", "evidential", "legendretron"]
 PAIRS = {(loss, strategy) for loss in LOSSES.names() for strategy in ONE_OF_EACH_PLACE}
 PAIRS |= {(loss, strategy) for loss in ONE_OF_EACH_KIND for strategy in list_strategies()}
-BEFORE_MIXING = ("co_divide", "pls", "pseudo_label")
-ALL = sorted(list_strategies(), key=lambda alias: alias not in BEFORE_MIXING)
 
 
-def told(strategies, n):
-    """Return what a fit to n rows has to be told for these strategies."""
-    listed = strategies if isinstance(strategies, list) else [strategies]
-    needs = {name for s in listed if s for name in make_strategy(s).needs}
-    return {"groups": np.arange(n) % 2} if "groups" in needs else {}
-
-
-def assert_fits(iris, loss, strategy, optimizer):
+def assert_fits(iris, loss, strategy, optimizer, told):
     X, y = iris[0][::3], iris[1][::3]
     clf = RobustClassifier(
         loss=make_loss(loss, **NEEDED.get(loss, {})),
@@ -358,20 +349,20 @@ def assert_fits(iris, loss, strategy, optimizer):
 
 @pytest.mark.filterwarnings(ELR_WARNING, UNTRAINED)
 @pytest.mark.parametrize(("loss", "strategy"), sorted(PAIRS))
-def test_losses_fit_with_strategies(iris, loss, strategy):
+def test_losses_fit_with_strategies(iris, loss, strategy, told):
     optimizer = ("adamw", "sam", "sgd")[(len(loss) + len(strategy)) % 3]
-    assert_fits(iris, loss, strategy, optimizer)
+    assert_fits(iris, loss, strategy, optimizer, told)
 
 
 @pytest.mark.filterwarnings(ELR_WARNING, UNTRAINED)
 @pytest.mark.parametrize("optimizer", ["adamw", "sam", "sgd"])
 @pytest.mark.parametrize("loss", ONE_OF_EACH_KIND)
-def test_losses_fit_with_all_strategies_at_once(iris, loss, optimizer):
-    assert_fits(iris, loss, ALL, optimizer)
+def test_losses_fit_with_all_strategies_at_once(iris, loss, optimizer, all_strategies, told):
+    assert_fits(iris, loss, all_strategies, optimizer, told)
 
 
 @pytest.mark.parametrize("strategy", [None, *list_strategies()])
-def test_every_strategy_learns(iris, strategy):
+def test_every_strategy_learns(iris, strategy, told):
     X, y = iris
     clf = RobustClassifier(
         loss="ce",
@@ -387,12 +378,15 @@ def test_every_strategy_learns(iris, strategy):
 
 @pytest.mark.filterwarnings(UNTRAINED)
 @pytest.mark.parametrize("optimizer", ["adamw", "sam"])
-def test_all_strategies_on_sparse_rows(iris, optimizer):
+def test_all_strategies_on_sparse_rows(iris, optimizer, all_strategies, told):
     from scipy.sparse import csr_array
 
     X, y = csr_array(iris[0]), iris[1]
-    clf = RobustClassifier(loss="ce", strategy=ALL, optimizer=optimizer, hidden=(16,), max_epochs=5)
-    assert np.isfinite(clf.fit(X, y, **told(ALL, len(y))).predict_proba(X)).all()
+    clf = RobustClassifier(
+        loss="ce", strategy=all_strategies, optimizer=optimizer, hidden=(16,), max_epochs=5
+    )
+    clf.fit(X, y, **told(all_strategies, len(y)))
+    assert np.isfinite(clf.predict_proba(X)).all()
 
 
 # Names and ranges -----------------------------------------------------------------------------
