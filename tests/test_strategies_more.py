@@ -133,19 +133,22 @@ def test_selc_trains_with_the_updated_memory_and_mixes_it(batch, logits):
     assert_close(mixed.weight[..., None] * target, expected)
 
 
-def test_refurbish_replaces_exactly_the_confident_disagreements(batch):
+def test_refurbish_replaces_exactly_what_is_constantly_predicted_otherwise(batch):
     label = batch.target
-    p = torch.full((M, N, K), 0.05, dtype=torch.float64)
+    p = torch.full((M, N, K), 0.3, dtype=torch.float64)
     guess = torch.stack([label, (label + 1) % K])  # member 1 disagrees everywhere
-    p.scatter_(-1, guess[..., None], 0.9)
-    p[1, :4] = torch.tensor([0.4, 0.3, 0.3])  # but is not sure about four rows
+    p.scatter_(-1, guess[..., None], 0.4)
+    wavering = p.clone()
+    wavering[1, :4] = p[0, :4]  # in one of four epochs it does not, for four rows
     net = stub(epoch=0)
-    strategy = begin(Refurbish(threshold=0.85, warm_up=3, decay=0.5), net, batch)
-    for net.epoch in range(3):
-        assert strategy.relabel(net, batch, p.log()) is label
+    strategy = begin(Refurbish(threshold=0.8, warm_up=4, decay=0.5), net, batch)
+    for net.epoch in range(4):
+        predicted = wavering if net.epoch == 2 else p
+        assert strategy.relabel(net, batch, predicted.log()) is label
         strategy.on_batch_end(net, batch=batch, training=True)
-    assert_close(strategy.memory_, p * (1 - 0.5**3))
-    net.epoch = 3
+    agreed = 1 / 2 + 1 / 8 + 1 / 16  # of the weights of the epochs, which sum to 15 / 16
+    assert_close(strategy.memory_[1, :4].amax(-1), torch.full((4,), agreed, dtype=torch.float64))
+    net.epoch = 4
     target = strategy.relabel(net, batch, torch.zeros_like(p))
     expected = torch.stack([label, torch.cat([label[:4], guess[1, 4:]])])
     assert_close(target, one_hot(expected, K).double())

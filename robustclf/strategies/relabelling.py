@@ -270,21 +270,22 @@ class SELC(Remembering):
 
 @STRATEGIES.register("refurbish")
 class Refurbish(Remembering):
-    r"""Replace labels that the network has long and confidently disagreed with.
+    r"""Replace labels that the network has long and constantly disagreed with.
 
     .. math::
-        t_i \leftarrow e_c, \quad c = \arg\max_k \bar p_{ik},
-        \qquad \text{where } \bar p_{ic} > \text{threshold}
+        t_i \leftarrow e_c, \quad c = \arg\max_k \bar e_{ik},
+        \qquad \text{where } \bar e_{ic} > \text{threshold}
 
-    from epoch ``warm_up`` on; :math:`e_c` is the one-hot vector of class c and :math:`\bar p_i` the
-    exponentially weighted mean of the row's predictions in the epochs before. All other rows keep
-    their labels, and a replaced label comes back once the confidence is gone. Rows without label
-    train on :math:`e_c` while they have that confidence.
+    from epoch ``warm_up`` on; :math:`e_c` is the one-hot vector of class c and :math:`\bar e_i` the
+    exponentially weighted mean of the labels predicted for the row in the epochs before. All other
+    rows keep their labels, and a replaced label comes back once the predictions waver. Rows
+    without label train on :math:`e_c` while they do not.
 
     Parameters
     ----------
     threshold : float, default=0.9
-        Mean confidence above which the prediction counts more than the label, in [0, 1].
+        Weighted share of the predictions, in [0, 1], above which their label takes the place of
+        the given one.
     warm_up : int, default=10
         Epochs that train with the given labels, at least 0.
     decay : float, default=0.9
@@ -298,12 +299,13 @@ class Refurbish(Remembering):
     Notes
     -----
     SELFIE calls a row refurbishable when the entropy of its predicted labels in the last 15 epochs
-    is at most 0.05 of the largest one; here a mean of probabilities takes the place of that
-    history. SELFIE also needs the noise rate and leaves out the rows with a large loss that cannot
-    be refurbished: add ``"co_teaching"`` or another selection for that. In a list this strategy
-    comes before others that edit targets. After mixup the refurbished targets are mixed, and the
-    mean is that of the unmixed rows, which costs a second forward pass. The mean over the rows
-    without label counts as much as that over the others, as in ``"pseudo_label"``.
+    is at most 0.05 of the largest one, that is if all of them are the same; here a running mean
+    takes the place of that history. SELFIE also needs the noise rate and leaves out the rows with
+    a large loss that cannot be refurbished: add ``"co_teaching"`` or another selection for that.
+    In a list this strategy comes before others that edit targets. After mixup the refurbished
+    targets are mixed, and the mean is that of the unmixed rows, which costs a second forward pass.
+    The mean over the rows without label counts as much as that over the others, as in
+    ``"pseudo_label"``.
 
     References
     ----------
@@ -352,7 +354,8 @@ class Refurbish(Remembering):
     def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
         """Return the refurbished targets, ``(member, sample, class)``."""
         past = self.memory_[:, batch.index]
-        self.updated_ = torch.lerp(self.predicted_rows(net, batch, logits), past, self.decay)
+        now = one_hot(self.predicted_rows(net, batch, logits).argmax(-1), past)
+        self.updated_ = torch.lerp(now, past, self.decay)
         if net.epoch < self.warm_up:
             return batch.target
         sure, best = self._sure(past)
