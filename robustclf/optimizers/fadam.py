@@ -27,7 +27,8 @@ class FAdam(Optimizer):
 
     with :math:`\mathrm{clip}(x) = x / \max(1, \mathrm{RMS}(x) / c)`. The root mean square, RMS, is
     that of each tensor of each member. The program lessw2020/FAdam_PyTorch differs from the
-    paper: it forgets F after each step and divides by :math:`\max(1, \mathrm{RMS}) / c`.
+    paper: it forgets F after each step and divides by :math:`\max(1, \mathrm{RMS}) / c`. In small
+    networks on tables it does as well as AdamW, not better.
 
     Parameters
     ----------

@@ -17,6 +17,7 @@ from robustclf.strategies.pruning import InfoBatch
 from robustclf.strategies.regularizers import L1, EarlyLearningRegularization, MeanEntropy
 from robustclf.strategies.relabelling import SELC, Bootstrap, LabelSmoothing, Refurbish
 from robustclf.strategies.representation import CenterLoss, NeuralCollapse
+from robustclf.strategies.rescaling import MetaRescale
 from robustclf.strategies.risk import HolisticRobust, InstanceReweighted, SpectralRisk
 from robustclf.strategies.selection import ErrorNormTruncation, SmallLoss
 from robustclf.strategies.semi_supervised import PseudoLabel
@@ -46,6 +47,7 @@ __all__ = [
     "JoCoR",
     "LabelSmoothing",
     "MeanEntropy",
+    "MetaRescale",
     "Mixing",
     "Mixup",
     "NeighbourDenoise",

@@ -26,7 +26,7 @@ class Grouped(Strategy):
         check_flag("by_class", self.by_class)
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Number the groups of this fit from 0."""
+        """Take the groups of this fit, numbered from 0."""
         self.rows_ = X
         group = X.groups * net.n_classes + X.y if self.by_class else X.groups
         self.group_ = group.unique(return_inverse=True)[1]
@@ -89,8 +89,8 @@ class GroupDRO(Grouped):
     weights count within the group. The published code adds C to the group losses in place, so
     that the losses it minimises and reports contain it, and adds it for groups that are missing;
     here it moves q alone. The published runs also draw the groups alike: put
-    ``GroupBalance(method="resample")`` in front for that. With weight decay as small as the
-    default a network fits every group, and then only early epochs differ.
+    ``GroupBalance(method="resample")`` in front for that. As published, a network that fits every
+    row gains nothing: it takes few epochs, weight decay or early stopping.
 
     A group with more wrong labels has a larger loss that nothing can lower, so it takes most of
     the weight: use it where noise does not depend on the group, or with a bounded loss.
@@ -115,9 +115,7 @@ class GroupDRO(Grouped):
     tensor([[0.3586, 0.3586, 0.3586, 2.9242]])
     """
 
-    def __init__(
-        self, eta: float = 0.01, adjustment: float = 0.0, by_class: bool = False
-    ) -> None:
+    def __init__(self, eta: float = 0.01, adjustment: float = 0.0, by_class: bool = False) -> None:
         self.eta = eta
         self.adjustment = adjustment
         self.by_class = by_class
@@ -293,8 +291,13 @@ class GroupLossResample(Balancing):
 
     Members share their batches: a row is drawn by the mean posterior of the members that train on
     it, and weights turn that into the posterior of each member, so that its expected objective is
-    that of a fit alone. Rows are drawn with less variance than independently. A group without
-    wrong labels loses its hard rows, as with every selection by the loss.
+    that of a fit alone. Rows are drawn with less variance than independently.
+
+    It guards a rare group against selection, and does not always beat balance alone: with 30 %
+    wrong labels and 15 % of the rows in a harder group, that group has accuracy 0.65 with
+    ``"small_loss"``, 0.77 with this and 0.84 with ``"group_balance"``; the other has 1.00, 0.99
+    and 0.95. With ``by_class`` the rows of a rare group and class may be mostly wrong ones of a
+    frequent class, which the draw then multiplies.
 
     References
     ----------

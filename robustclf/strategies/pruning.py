@@ -42,7 +42,8 @@ class InfoBatch(Strategy):
     It is for speed, not against noise: what it passes over are the clean rows. Most losses are
     below their mean, so an epoch has about a third fewer rows, and as many fewer steps. As
     published, steps are as much larger; an optimiser that scales gradients, such as Adam, undoes
-    that.
+    that, and the accuracy of a short fit falls a little (12,000 rows, 40 epochs: 35 % fewer rows,
+    0.954 for 0.959; with 30 % wrong labels 28 % fewer rows, 0.914 for 0.911).
 
     Members share their batches: a row's loss is the mean over the members that train on it. The
     expectation holds for each member, whichever rows the others find easy. Rows that no member has

@@ -134,7 +134,8 @@ class InstanceReweighted(Strategy):
     -----
     The published method weighs losses on adversarial rows; this is its weighting alone, which goes
     with any strategy that moves the rows. Like every risk that seeks large losses, its ``"up"``
-    side also seeks wrong labels. A row of weight 0 keeps it.
+    side also seeks wrong labels; ``"trim"`` gives up on hard rows as on wrong ones, which helps
+    only where the clean rows are learned fast. A row of weight 0 keeps it.
 
     References
     ----------
@@ -201,8 +202,9 @@ class HolisticRobust(Strategy):
 
     Notes
     -----
-    The risk is pessimistic: it gives **more** weight to large losses, so also to wrong labels. Use
-    it against shifts between training and use, not against label noise. The published code solves
+    The risk is pessimistic: it gives **more** weight to large losses, so also to wrong labels, and
+    most tables of the benchmark lose accuracy by it. Use it against shifts between training and
+    use, not against label noise. The published code solves
     a conic program per batch; here it is a search for one number, with the same solution. The
     third disturbance, of the rows themselves, is that of an adversarial strategy.
 
