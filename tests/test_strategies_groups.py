@@ -113,7 +113,9 @@ def test_group_dro_of_mixed_rows(data):
     part = mixed.mixing(data.weight[..., None] * one_hot(data.groups))
     total = part.sum(1).clamp_min(1e-30)
     group_loss = (part * loss[..., None]).sum(1) / total
-    assert_close((new * loss).mean(1), torch.stack([group_loss[0].mean(), group_loss[1, :2].mean()]))
+    assert_close(
+        (new * loss).mean(1), torch.stack([group_loss[0].mean(), group_loss[1, :2].mean()])
+    )
 
 
 def test_group_dro_without_steps_is_balance_in_a_batch_of_all_rows(data):
@@ -208,15 +210,17 @@ def test_drawn_rows_weigh_as_the_posterior_of_each_member(data):
     select = torch.rand(M, N, dtype=torch.float64) * (data.weight > 0)
     strategy = begin(GroupLossResample(), data)
     total = torch.zeros(M, N, dtype=torch.float64)
-    for _ in range(2000):
+    for _ in range(1000):
         rows = strategy.draw(select, data.rows)
-        total.index_add_(1, rows, strategy.on_batch(stub(), batch_of(data, rows)).weight / 2000)
+        total.index_add_(1, rows, strategy.on_batch(stub(), batch_of(data, rows)).weight / 1000)
     for m in range(M):
         groups = [k for k in range(G) if data.weight[m, data.groups == k].any()]
         for k in groups:
             part = torch.where(data.groups == k, data.weight[m] * select[m], 0.0)
             expected = data.weight[m].sum() / len(groups) * part / part.sum()
-            assert_close(total[m, data.groups == k], expected[data.groups == k], rtol=0.2, atol=0.05)
+            assert_close(
+                total[m, data.groups == k], expected[data.groups == k], rtol=0.2, atol=0.05
+            )
 
 
 def test_losses_are_the_present_ones_of_all_rows(data):
@@ -224,13 +228,25 @@ def test_losses_are_the_present_ones_of_all_rows(data):
     net = stub(logits=lambda x, oof: iter((z[:, :10], z[:, 10:])), criterion_=make_loss("ce"))
     strategy = begin(GroupLossResample(warm_up=3), data)
     assert_close(strategy.losses(net), make_loss("ce")(z, data.y))
-    net.epoch = 2
-    strategy.epoch_rows(net, data.rows)
-    assert_close(strategy.factor_, begin(GroupBalance("resample"), data).factor_ * 0 + strategy.factor_)
-    drawn = strategy.factor_.clone()
-    net.epoch = 3
-    strategy.epoch_rows(net, data.rows)
-    assert not torch.equal(strategy.factor_, drawn)
+
+
+def test_running_losses_choose_the_rows_after_the_warm_up(data):
+    z = torch.randn(M, N, K, dtype=torch.float64)
+    net = stub(criterion_=make_loss("ce"))
+    strategy, balance = (
+        begin(GroupLossResample(2, 0.7), data),
+        begin(GroupBalance("resample"), data),
+    )
+    for net.epoch in range(4):
+        now = (1 + net.epoch) * z
+        net.logits = lambda x, oof, now=now: iter((now,))
+        strategy.epoch_rows(net, data.rows)
+        balance.epoch_rows(net, data.rows)
+        assert torch.equal(strategy.factor_, balance.factor_) is (net.epoch < 2)
+    loss = [make_loss("ce")(k * z, data.y) for k in (3, 4)]
+    assert_close(strategy.loss_, 0.7 * loss[0] + 0.3 * loss[1])
+    selected = strategy.posterior(strategy.loss_) > 0
+    assert torch.equal(strategy.factor_ > 0, selected)
 
 
 # InfoBatch --------------------------------------------------------------------------------------
@@ -250,7 +266,7 @@ def test_infobatch_leaves_out_rows_below_the_mean_and_is_unbiased(data):
     known = np.where(data.weight.numpy() > 0, loss.numpy(), np.nan)
     score = np.array([np.nan if np.isnan(v).all() else np.nanmean(v) for v in known.T])
     learned = torch.from_numpy(score < np.nanmean(score))
-    total, epochs = torch.zeros(M, dtype=torch.float64), 3000
+    total, epochs = torch.zeros(M, dtype=torch.float64), 2000
     seen = torch.zeros(N)
     for _ in range(epochs):
         rows = strategy.epoch_rows(stub(epoch=1), data.rows)
@@ -343,7 +359,7 @@ def worst():
 
     def fit(strategy, **params):
         groups = None if strategy is None else a
-        clf = RobustClassifier("ce", strategy=strategy, hidden=(32,), max_epochs=20, **params)
+        clf = RobustClassifier(loss="ce", strategy=strategy, hidden=(32,), max_epochs=20, **params)
         right = clf.set_params(random_state=0).fit(X, y, groups=groups).predict(X_test) == y_test
         return min(right[(y_test == c) & (a_test == b)].mean() for c in (0, 1) for b in (0, 1))
 
@@ -378,10 +394,11 @@ def test_group_dro_moves_once_per_step_of_sam(iris):
 @pytest.mark.parametrize("alias", ALIASES)
 def test_fits_and_is_free_of_rows_after(iris, alias, loss):
     X, y = iris
+    params = {"by_class": True} if alias == "group_loss_resample" else {}
     groups = None if alias == "infobatch" else np.where(X[:, 1] > 3, "wide", "narrow")
     clf = RobustClassifier(
         loss=loss,
-        strategy=[make_strategy(alias), "mixup"],
+        strategy=[make_strategy(alias, **params), "mixup"],
         optimizer="sam",
         cross_fit=2,
         hidden=(16,),
@@ -403,8 +420,11 @@ REFUSED = {
     "eta must lie in [0, inf), got -1": GroupDRO(eta=-1),
     "adjustment must lie in [0, inf)": GroupDRO(adjustment=-0.1),
     "by_class must be True or False": GroupDRO(by_class=2),
-    "unknown method 'weights', allowed are 'resample', 'weight'": GroupBalance("weights"),
+    "unknown method 'weights', allowed are 'weight', 'resample'; did you mean": GroupBalance(
+        "weights"
+    ),
     "warm_up must lie in [1, inf)": GroupLossResample(warm_up=0),
+    "decay must lie in [0, 1), got 1": GroupLossResample(decay=1),
     "r must lie in [0, 1), got 1": InfoBatch(r=1),
     "delta must lie in [0, 1], got 1.5": InfoBatch(delta=1.5),
 }
