@@ -442,6 +442,7 @@ def test_hooks_that_do_nothing_are_not_called():
         "jocor": ["relabel", "weigh", "penalty"],
         "l1": ["penalty"],
         "label_smoothing": ["relabel"],
+        "meta_rescale": ["relabel", "weigh"],
         "mixup": ["on_batch"],
         "neighbour_denoise": ["relabel"],
         "neural_collapse": ["penalty", "on_batch_end"],
