@@ -151,6 +151,8 @@ def sam() -> dict[str, Any]:
 def hr() -> dict[str, Any]:
     """Worst case over distributions near the sample, of adversarial rows.
 
+    Made for a few wrong labels among rows that may be attacked; it fails where many are wrong.
+
     References
     ----------
     Bennouna, Lucas, Van Parys. Certified Robust Neural Networks: Generalization and Corruption

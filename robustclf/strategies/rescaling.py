@@ -64,12 +64,13 @@ class MetaRescale(Strategy):
     rows take the place of drawing them. The published code for dialogues divides the rescaled
     validation loss by its own sum, so that the weights cancel; here their own sum divides them.
 
-    In our trials the weights of the validation rows decide what is
-    learned: without a step ahead the accuracy is the same, and with nothing else the rescaler
-    may side with the wrong labels. On clean labels it leaves out hard rows, as every selection by
-    the loss, and a small network that hardly fits wrong labels gains nothing. Each member has its
-    own rescaler, and a row of weight 0 has no part in it. While the fit warms up with the cross
-    entropy nothing is rescaled. It costs about half as much again as the plain step.
+    In our trials the weights of the validation rows decide what is learned: without a step ahead
+    the accuracy is the same, and with nothing else the rescaler may side with the wrong labels. On
+    clean labels it leaves out hard rows, as every selection by the loss, and a small network, which
+    hardly fits wrong labels, may lose by it. Each member has its own rescaler, and a row of weight
+    0 has no part in it. While the fit warms up with the cross entropy nothing is rescaled. A step
+    of the default network takes about 1.5 times as long; that of one with 64 units, nearly three
+    times.
 
     References
     ----------
