@@ -156,6 +156,7 @@ class SmoothAdversarial(Strategy):
     statistics: with dropout the difference would measure two draws of it. The gradient flows
     through both sides of the difference. A target that is a distribution counts with the penalty
     expected under it. In a list, put this after the strategies that change rows.
+    The form of the smooth term has not been compared with the text of the paper.
 
     References
     ----------
