@@ -16,13 +16,13 @@ from sklearn.utils.validation import check_array
 UNLABELLED = -1
 
 
-def as_labels(y: Any, classes: ArrayLike) -> NDArray[Any]:
+def as_labels(y: Any, classes: ArrayLike | None = None, name: str = "y") -> NDArray[Any]:
     """Return labels as a vector, refusing missing and continuous ones."""
     labels, missing = split_labels(y, classes)
     if missing.any():
         rows = np.flatnonzero(missing)
         raise ValueError(
-            f"y_val has no label in {len(rows)} of {len(missing)} rows (first: row {rows[0]}). "
+            f"{name} has no label in {len(rows)} of {len(missing)} rows (first: row {rows[0]}). "
             "Drop these rows."
         )
     return labels

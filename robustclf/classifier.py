@@ -333,7 +333,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         if X_val is not None:
             check_consistent_length(X_val, y_val)
         method = Method.of(self, np.unique(labels))
-        y_val = y_val if y_val is None else as_labels(y_val, method.classes)
+        y_val = y_val if y_val is None else as_labels(y_val, method.classes, "y_val")
         groups = group_codes(groups, len(missing))
         trusted = row_mask(trusted, len(missing), "trusted")
         method.check_known(missing, groups=groups, trusted=trusted)

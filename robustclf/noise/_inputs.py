@@ -1,0 +1,90 @@
+"""What every function here is given: labels and the probabilities of some classifier."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array, check_consistent_length
+
+from robustclf._rows import as_labels, encode_labels
+
+SUM_TOLERANCE = 1e-3  # of the probabilities of a row, which may be float16 or rounded
+
+
+class LabelledProba(NamedTuple):
+    """Given labels as codes, and the probability of each class."""
+
+    codes: NDArray[np.int64]  # (sample,), places in `classes`
+    proba: NDArray[np.float64]  # (sample, class)
+    classes: NDArray[Any]  # (class,)
+
+
+def check_labels(
+    y: ArrayLike, classes: ArrayLike | None = None
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return labels as codes, and the sorted classes.
+
+    Raises
+    ------
+    ValueError
+        For missing labels, or ones that are not among ``classes``.
+
+    Examples
+    --------
+    >>> check_labels(["no", "yes", "no"])
+    (array([0, 1, 0]), array(['no', 'yes'], dtype='<U3'))
+    """
+    labels = as_labels(y, classes)
+    known = np.unique(labels if classes is None else np.asarray(classes))
+    return encode_labels(labels, known), known
+
+
+def check_proba(y: ArrayLike, proba: ArrayLike, classes: ArrayLike | None = None) -> LabelledProba:
+    """Return checked labels and probabilities.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,)
+        Given labels, of any one type.
+    proba : array-like of shape (n_samples, n_classes)
+        Probabilities in the order of ``classes``.
+    classes : array-like of shape (n_classes,), optional
+        The sorted classes, ``clf.classes_``; needed where ``y`` lacks some. Default: those of y.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not go together or the numbers are not probabilities.
+
+    Examples
+    --------
+    >>> check_proba(["no", "yes"], [[0.9, 0.1], [0.4, 0.6]]).codes
+    array([0, 1])
+    >>> check_proba(["no", "yes"], [0, 1])
+    Traceback (most recent call last):
+    ValueError: proba must have a column for each class, got shape (2,): pass predict_proba...
+    """
+    shape = np.shape(proba)
+    if len(shape) != 2:
+        raise ValueError(
+            f"proba must have a column for each class, got shape {shape}: pass "
+            "predict_proba, not labels."
+        )
+    p: NDArray[np.float64] = check_array(proba, dtype=np.float64, input_name="proba")
+    codes, known = check_labels(y, classes)
+    check_consistent_length(codes, p)
+    if p.shape[1] != len(known):
+        raise ValueError(
+            f"proba has {p.shape[1]} columns for {len(known)} classes {known.tolist()}. Pass "
+            "classes=clf.classes_ if some class has no row."
+        )
+    if len(known) < 2:
+        raise ValueError(f"y has only one class: {known.tolist()}.")
+    if p.min() < 0 or abs(p.sum(axis=1) - 1).max() > SUM_TOLERANCE:
+        row = int(np.argmax((p < 0).any(axis=1) | (abs(p.sum(1) - 1) > SUM_TOLERANCE)))
+        raise ValueError(
+            f"proba must hold probabilities that sum to 1 in each row, got {p[row]} in row {row}."
+        )
+    return LabelledProba(codes, p / p.sum(axis=1, keepdims=True), known)
