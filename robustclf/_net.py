@@ -231,7 +231,8 @@ class RobustNet(NeuralNetClassifier):
             with self._autocast() if first else self._second_look():
                 logits = self._forward(batch)
             if first:
-                self._relabel(batch, logits.detach())
+                batch.logits = logits.detach()
+                self._relabel(batch, batch.logits)
             criterion = WARM_UP_LOSS if self.warming else self.criterion_
             loss = criterion(self._observed(batch, logits), batch.target)
             if first:

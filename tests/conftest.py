@@ -33,6 +33,14 @@ def binary(iris):
 
 
 @pytest.fixture(scope="session")
+def partly_labelled(iris):
+    """Rows, labels with -1 for two of three rows, and which have one."""
+    X, y = iris
+    known = np.arange(150) % 3 == 0
+    return X, np.where(known, y, -1), known
+
+
+@pytest.fixture(scope="session")
 def noisy_digits():
     """Rows, labels of which 20 % are wrong, and which those are."""
     X, y = load_digits(return_X_y=True)

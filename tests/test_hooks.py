@@ -113,6 +113,29 @@ def test_features_and_logits_of_one_pass_are_those_of_two(iris, module):
         assert_close(logits, network(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "sam"])
+def test_a_batch_has_the_logits_of_the_first_evaluation(rows, train, optimizer):
+    x, y, _ = rows
+    recorder = Recorder()
+    start = train(x, y, seeds=(1, 2), lr=0.0).module_
+    train(x, y, seeds=(1, 2), strategies=[recorder], optimizer=optimizer)
+    (batch,) = recorder.seen["batches"]
+    assert_close(batch.logits, start(x)[:, batch.index].detach())
+    assert not batch.logits.requires_grad
+
+
+class Remembers(Strategy):
+    keeps = ("found_",)
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        self.weight_ = self.found_ = X.weight
+
+
+def test_what_belongs_to_a_fit_ends_with_it(iris):
+    strategy = small(strategy=Remembers()).fit(*iris).net_.strategies[0]
+    assert list(vars(strategy)) == ["found_"]
+
+
 class OddRows(Strategy):
     def epoch_rows(self, net, rows):
         return rows[rows % 2 == 1].repeat(2)

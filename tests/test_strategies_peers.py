@@ -25,17 +25,15 @@ def net(epoch=99):
     return SimpleNamespace(epoch=epoch)
 
 
-def rows(weight=None, n=N):
+def rows(weight=None, n=N, predicted=None):
     weight = torch.ones(1, n, dtype=torch.float64) if weight is None else weight
-    return Batch(torch.zeros(n, 1), torch.zeros(n, dtype=torch.int64), weight, torch.arange(n))
+    logits = None if predicted is None else torch.nn.functional.one_hot(predicted, K).double()
+    x, y = torch.zeros(n, 1), torch.zeros(n, dtype=torch.int64)
+    return Batch(x, y, weight, torch.arange(n), logits=logits)
 
 
 def losses(n_members):
     return torch.rand(n_members, N, dtype=torch.float64)
-
-
-def scores(predicted):
-    return torch.nn.functional.one_hot(predicted, K).double()
 
 
 def chosen(weight):
@@ -101,9 +99,7 @@ def test_selection_is_co_teaching_of_the_disputed_rows(n_peers):
     predicted[:, ::2] = predicted[:1, ::2]
     disputed = np.array([len(set(column)) > 1 for column in predicted.T.tolist()])
     weight = losses(n_peers) + 0.5
-    batch = rows(weight)
-    assert strategy.relabel(net(5), batch, scores(predicted)) is batch.target
-    new = strategy.weigh(net(5), batch, loss)
+    new = strategy.weigh(net(5), rows(weight, predicted=predicted), loss)
     assert (new[:, ~disputed] == 0).all()
     alone = CoTeaching(tau=0.25, T_k=5, n_peers=n_peers).weigh(
         net(5), rows(weight[:, disputed], int(disputed.sum())), loss[:, disputed]
@@ -118,8 +114,7 @@ def test_groups_dispute_among_themselves_and_held_out_rows_are_never_kept():
     predicted[1, :8] = predicted[2:, 8:] = 1  # the second pair agrees on everything
     weight = torch.ones(4, N, dtype=torch.float64)
     weight[:2, :3] = 0
-    strategy.relabel(net(), rows(), scores(predicted))
-    new = strategy.weigh(net(), rows(weight), losses(4))
+    new = strategy.weigh(net(), rows(weight, predicted=predicted), losses(4))
     assert [chosen(w) for w in new] == [set(range(3, 8))] * 2 + [set(range(N))] * 2
 
 
@@ -128,10 +123,8 @@ def test_it_is_co_teaching_before_the_first_epoch_and_where_all_agree(case):
     strategy, loss = CoTeachingPlus(tau=0.4, init_epoch=3), losses(2)
     epoch = 2 if case == "before" else 3
     predicted = torch.randint(K, (1 + (case == "before"), N)).expand(2, N)
-    strategy.relabel(net(epoch), rows(), scores(predicted))
-    new = strategy.weigh(net(epoch), rows(), loss)
+    new = strategy.weigh(net(epoch), rows(predicted=predicted), loss)
     assert_close(new, CoTeaching(tau=0.4).weigh(net(epoch), rows(), loss))
-    assert not [name for name in vars(strategy) if name.endswith("_")]
 
 
 # Fits -----------------------------------------------------------------------------------------

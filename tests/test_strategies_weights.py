@@ -48,10 +48,10 @@ def rand(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def rows(n, weight=None, start=0):
+def rows(n, weight=None, start=0, logits=None):
     weight = torch.ones(1, n, dtype=torch.float64) if weight is None else weight
     y = (torch.arange(n) + start) % K
-    return Batch(torch.zeros(n, 1), y, weight, torch.arange(n) + start)
+    return Batch(torch.zeros(n, 1), y, weight, torch.arange(n) + start, logits=logits)
 
 
 def stub(loss="ce", n=40, n_stacked=1, weight=None, **values):
@@ -221,8 +221,7 @@ def ogc(net, data, logits, **params):
     """Strategy after one batch of all rows, which fills the queue, and its last weights."""
     strategy = OptimizedGradientClipping(**params)
     strategy.on_train_begin(net, data)
-    batch = rows(logits.shape[1], data.weight)
-    strategy.relabel(net, batch, logits)
+    batch = rows(logits.shape[1], data.weight, logits=logits)
     return strategy, strategy.weigh(net, batch, torch.zeros(logits.shape[:2]))
 
 
@@ -235,8 +234,7 @@ def test_ogc_gradient_is_that_of_the_clipped_loss(loss, theta):
     strategy, _ = ogc(net, data, logits)
     built = net.criterion_.loss
     strategy.limit_ = slope(built, tensor([theta]).log(), label[:1, None], K)
-    strategy.relabel(net, rows(n), logits)
-    weight = strategy.weigh(net, rows(n), torch.zeros(1, n))
+    weight = strategy.weigh(net, rows(n, logits=logits), torch.zeros(1, n))
     z = logits.requires_grad_()
     (got,) = torch.autograd.grad((weight * built(z, label)).sum(), z)
     (expected,) = torch.autograd.grad(Clipped(built, theta).build(K)(z, label).sum(), z)
@@ -307,9 +305,8 @@ def test_ogc_clips_nothing_before_the_queue_is_full_and_while_another_loss_warms
     strategy.on_train_begin(net, data)
     smallest = []
     for k in range(6):
-        batch = rows(10, start=10 * k)
+        batch = rows(10, start=10 * k, logits=logits[:, 10 * k : 10 * k + 10])
         net.warming = k == 4
-        strategy.relabel(net, batch, logits[:, 10 * k : 10 * k + 10])
         smallest.append(strategy.weigh(net, batch, torch.zeros(1, 10)).min().item())
     assert smallest[:5] == [1.0] * 5
     assert smallest[5] < 0.5
@@ -387,13 +384,11 @@ def test_error_norm_leaves_out_the_far_rows():
     proba = tensor(
         [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.6, 0.4, 0], [0.4, 0.3, 0.2, 0.1]], [[0, 1, 0, 0]] * 4
     )
-    batch = rows(4, tensor([1.0, 2.0, 0.0, 1.0]))
+    batch = rows(4, tensor([1.0, 2.0, 0.0, 1.0]), logits=proba)
     net, _ = stub(proba=lambda z: z)
 
     def weigh(**params):
-        strategy = ErrorNormTruncation(**params)
-        strategy.relabel(net, batch, proba)
-        return strategy.weigh(net, batch, torch.zeros(2, 4))
+        return ErrorNormTruncation(**params).weigh(net, batch, torch.zeros(2, 4))
 
     root2, last = 2**0.5, (0.16 + 0.09 + 0.04 + 0.81) ** 0.5
     assert_close(weigh(threshold=root2 - 1e-9), tensor([1, 2, 0, 1.0], [0, 2, 0, 0.0]))

@@ -26,9 +26,10 @@ class FAdam(Optimizer):
         \theta \leftarrow \theta - \eta \left(m + \lambda\, \mathrm{clip}(\theta / P)\right)
 
     with :math:`\mathrm{clip}(x) = x / \max(1, \mathrm{RMS}(x) / c)`. The root mean square, RMS, is
-    that of each tensor of each member. The program lessw2020/FAdam_PyTorch differs from the
-    paper: it forgets F after each step and divides by :math:`\max(1, \mathrm{RMS}) / c`. In small
-    networks on tables it does as well as AdamW, not better.
+    that of each tensor of each member. The formula is taken from a description of the method and
+    has not been compared with the text of the paper. The program lessw2020/FAdam_PyTorch differs
+    from it: it forgets F after each step and divides by :math:`\max(1, \mathrm{RMS}) / c`. In
+    small networks on tables it does as well as AdamW, not better.
 
     Parameters
     ----------

@@ -55,6 +55,7 @@ class Batch:
     index: Tensor  # (sample,) row numbers in the training set
     mixing: Mixing | None = None
     features: Tensor | None = None  # (member, sample, width), where a strategy needs them
+    logits: Tensor | None = None  # (member, sample, class), of the first evaluation, detached
 
     def __iter__(self) -> Iterator[Tensor]:
         """Unpack into inputs and targets, as skorch's callbacks do."""
@@ -83,10 +84,12 @@ class Strategy(BaseEstimator, Callback):
     ========== ===================================== ===========================================
 
     Targets and weights are constants of a step: ``relabel`` and ``weigh`` run without gradient and
-    once per batch, also when an optimiser such as SAM evaluates the objective twice. Draw random
-    numbers in ``on_batch``; update memories in ``on_batch_end``. A strategy is a skorch callback
-    too, so ``on_train_begin``, ``on_epoch_begin`` and the others are there when it needs them:
-    ``on_train_begin(net, X)`` gets the training set, with `groups`, `trusted` and `unlabelled`.
+    once per batch, also when an optimiser such as SAM evaluates the objective twice. ``weigh``
+    finds the logits in ``batch.logits``. Draw random numbers in ``on_batch``; update memories in
+    ``on_batch_end``. A strategy is a skorch callback too, so ``on_train_begin``, ``on_epoch_begin``
+    and the others are there when it needs them: ``on_train_begin(net, X)`` gets the training set,
+    with `groups`, `trusted` and `unlabelled`. Attributes whose names end in ``_`` are deleted after
+    the fit.
     """
 
     n_members: ClassVar[int] = 1
@@ -98,6 +101,9 @@ class Strategy(BaseEstimator, Callback):
     needs: ClassVar[tuple[str, ...]] = ()
     """What the fit has to provide: "groups" or "trusted" rows; "folds", members that do not train
     on them; "features", those of the last hidden layer, in ``batch.features``."""
+
+    keeps: ClassVar[tuple[str, ...]] = ()
+    """Attributes that outlast the fit, of those whose names end in ``_``."""
 
     def check(self, loss: Loss, n_classes: int) -> None:
         """Raise ``ValueError`` for parameters out of range or a loss it cannot work with."""
@@ -125,6 +131,12 @@ class Strategy(BaseEstimator, Callback):
     def penalty(self, net: Any, batch: Batch, logits: Tensor) -> Tensor | float:
         """Return what is added to the weighted loss of each sample."""
         return 0.0
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Forget the fit: a pickled model holds nothing per training row."""
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            if name not in self.keeps:
+                delattr(self, name)
 
 
 STRATEGIES = Registry("strategy", Strategy)

@@ -19,11 +19,7 @@ class SemiSupervised(Strategy):
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Take the weights of the rows without label."""
-        self.unlabelled_ = getattr(X, "unlabelled", None)
-
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the weights: a fitted model holds nothing per training row."""
-        self.__dict__.pop("unlabelled_", None)
+        self.unlabelled_ = X.unlabelled
 
 
 def with_guesses(batch: Batch, target: Tensor, weight: Tensor) -> Batch:

@@ -227,10 +227,6 @@ class SmoothAdversarial(Strategy):
         target = batch.distribution(logits.shape[-1])
         return self.nu * batch.weight * margin_change(perturbed - clean, target)
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the perturbations of the last batch."""
-        self.__dict__.pop("shift_", None)
-
 
 @STRATEGIES.register("vat")
 class VirtualAdversarial(SemiSupervised):
@@ -334,11 +330,6 @@ class VirtualAdversarial(SemiSupervised):
         if batch.mixing is not None:
             weight = batch.mixing(weight.unsqueeze(-1)).squeeze(-1)
         return batch.weight.maximum(weight)
-
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the directions of the last batch and what belongs to the rows of the fit."""
-        super().on_train_end(net, X, y, **kwargs)
-        self.__dict__.pop("start_", None)
 
 
 @dataclass

@@ -28,7 +28,7 @@ class Division(LossMixture):
         with torch.no_grad(), evaluating(net.module_):
             logits = net.module_(batch.x).to(batch.weight.dtype)
             target = batch.distribution(net.n_classes)
-            self.remember(batch.index, batch.weight, net.criterion_(logits, target))
+            self.remember(batch.index, net.criterion_(logits, target))
             p = predicted(net, logits)
             target, factor = self.divide(net, batch, target.expand_as(p), p)
         return replace(batch, target=target, weight=batch.weight * factor)
@@ -200,12 +200,6 @@ class PseudoLossSelection(Division):
         super().on_train_begin(net, X, y, **kwargs)
         self.pseudo_loss_ = self.loss_.clone()
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the losses: a fitted model holds nothing per training row."""
-        super().on_train_end(net, X, y, **kwargs)
-        del self.pseudo_loss_
-        self.__dict__.pop("trust_", None)
-
     def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
         """Fit both mixtures to the losses of the last epoch."""
         super().on_epoch_begin(net, *args, **kwargs)
@@ -216,7 +210,7 @@ class PseudoLossSelection(Division):
         """Guess the labels of the noisy rows and weigh them."""
         pseudo = sharpened(p, 1 / self.gamma)
         loss = -(pseudo * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(-1)
-        self.pseudo_loss_[:, batch.index] = torch.where(batch.weight > 0, loss, torch.nan)
+        self.pseudo_loss_[:, batch.index] = loss
         noisy = self.clean_[:, batch.index] < self.threshold
         trust = torch.where(noisy, self.trust_[:, batch.index], 1.0)
         return torch.where(noisy.unsqueeze(-1), pseudo, target), trust

@@ -99,21 +99,12 @@ class OptimizedGradientClipping(Strategy):
         self.limit_ = X.weight.new_full((net.n_stacked, 1), torch.inf)
         self.steps_ = 0
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the queue: a fitted model holds nothing per training row."""
-        del self.queue_, self.length_, self.limit_, self.steps_
-
-    def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
-        """Keep the logits for the weights; the targets stay."""
-        self.logits_ = logits
-        return batch.target
-
     def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
         """Return weights that clip the slope of each row, ``(member, sample)``."""
         label = batch.target.argmax(-1) if batch.target.is_floating_point() else batch.target
         label = label.expand(loss.shape)
-        log_p = self.logits_.log_softmax(-1).gather(-1, label.unsqueeze(-1)).squeeze(-1)
-        del self.logits_
+        assert batch.logits is not None
+        log_p = batch.logits.log_softmax(-1).gather(-1, label.unsqueeze(-1)).squeeze(-1)
         n_queued = self._enqueue(log_p, batch.weight.expand_as(log_p))
         if net.warming or n_queued < self.length_:
             return batch.weight

@@ -34,11 +34,6 @@ class Grouped(Strategy):
         self.weight_ = torch.zeros_like(X.weight)  # 0 also for rows that are held out
         self.weight_[:, X.rows] = X.weight[:, X.rows]
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free what belongs to rows: a fitted model holds nothing per training row."""
-        for name in [name for name in vars(self) if name.endswith("_")]:
-            delattr(self, name)
-
     def total(self, values: Tensor, group: Tensor) -> Tensor:
         """Sum values ``(..., row)`` of rows of these groups, ``(..., group)``."""
         zeros = values.new_zeros((*values.shape[:-1], self.n_groups_))

@@ -122,10 +122,6 @@ class NeighbourDenoise(Strategy):
         self.denoised_ = self._propagate(weight.unsqueeze(-1) * label)
         self._aim(self.denoised_[self.pattern_])
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free what belongs to the rows of one fit."""
-        del self.rows_, self.graph_, self.pattern_, self.denoised_, self.target_
-
     def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
         """Propagate the predictions of each member."""
         if self.beta == 1 or net.epoch == 0 or net.epoch % self.every:

@@ -87,12 +87,12 @@ class CoTeaching(Strategy):
         turns = range(1, self.n_peers)
         of_others = torch.stack([peers.roll(turn, 1) for turn in turns]).mean(0).flatten(0, 1)
         weight = batch.weight.expand_as(loss)
-        candidates = self._candidates(net, weight)
+        candidates = self._candidates(net, batch, weight)
         share = 1 - self.tau * min(net.epoch**self.c / self.T_k, 1)
         # the same total weight as before, so that the step is the mean over the kept rows
         return with_total_of(weight, smallest(of_others, candidates, share))
 
-    def _candidates(self, net: Any, weight: Tensor) -> Tensor:
+    def _candidates(self, net: Any, batch: Batch, weight: Tensor) -> Tensor:
         """Return the weights, ``(member, sample)``, that are 0 where a row is out of question."""
         return weight
 
@@ -147,11 +147,11 @@ class CoTeachingPlus(CoTeaching):
     ...     epoch = 20
     >>> batch = Batch(torch.zeros(3, 1), torch.zeros(3, dtype=int), torch.ones(1, 3),
     ...               torch.arange(3))
-    >>> logits = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]],
-    ...                        [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])  # (member, sample, class)
-    >>> strategy = CoTeachingPlus(tau=0.5)
-    >>> target = strategy.relabel(Net, batch, logits)  # sees that they agree on row 0 alone
-    >>> strategy.weigh(Net, batch, torch.tensor([[0.0, 1.0, 2.0], [0.0, 4.0, 3.0]]))
+    >>> batch.logits = torch.tensor(  # (member, sample, class); they agree on row 0 alone
+    ...     [[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]]
+    ... )
+    >>> loss = torch.tensor([[0.0, 1.0, 2.0], [0.0, 4.0, 3.0]])
+    >>> CoTeachingPlus(tau=0.5).weigh(Net, batch, loss)
     tensor([[0., 0., 3.],
             [0., 3., 0.]])
     """
@@ -172,16 +172,11 @@ class CoTeachingPlus(CoTeaching):
         super().check(loss, n_classes)
         check_integer("init_epoch", self.init_epoch, "[0, inf)")
 
-    def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
-        """Keep the targets; see which class each network predicts, which ``weigh`` needs."""
-        self.predicted_ = logits.argmax(-1)
-        return batch.target
-
-    def _candidates(self, net: Any, weight: Tensor) -> Tensor:
-        peers = self.predicted_.unflatten(0, (-1, self.n_peers))
-        del self.predicted_
+    def _candidates(self, net: Any, batch: Batch, weight: Tensor) -> Tensor:
         if net.epoch < self.init_epoch:
             return weight
+        assert batch.logits is not None
+        peers = batch.logits.argmax(-1).unflatten(0, (-1, self.n_peers))
         disputed = (peers != peers[:, :1]).any(1).repeat_interleave(self.n_peers, 0)
         reduced = weight * disputed
         return torch.where((reduced > 0).any(-1, keepdim=True), reduced, weight)
@@ -237,10 +232,10 @@ class JoCoR(Strategy):
     ...     epoch = 10
     >>> batch = Batch(torch.zeros(2, 1), torch.zeros(2, dtype=int), torch.ones(1, 2),
     ...               torch.arange(2))
-    >>> logits = torch.tensor([[[2.0, 0.0], [1.0, 0.0]], [[-2.0, 0.0], [1.0, 0.0]]])
-    >>> jocor = JoCoR(lam=0.5, tau=0.5)
-    >>> target = jocor.relabel(Net, batch, logits)  # sees that the networks disagree on row 0
-    >>> jocor.weigh(Net, batch, torch.zeros(2, 2))
+    >>> batch.logits = torch.tensor(  # the networks disagree on row 0
+    ...     [[[2.0, 0.0], [1.0, 0.0]], [[-2.0, 0.0], [1.0, 0.0]]]
+    ... )
+    >>> JoCoR(lam=0.5, tau=0.5).weigh(Net, batch, torch.zeros(2, 2))
     tensor([[0., 1.],
             [0., 1.]])
     """
@@ -258,15 +253,11 @@ class JoCoR(Strategy):
         check_range("tau", self.tau, "[0, 1)")
         check_range("T_k", self.T_k, "[1, inf)")
 
-    def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
-        """Keep the targets; see how far the networks disagree, which ``weigh`` needs to know."""
-        self.disagreement_ = _disagreement(logits)
-        return batch.target
-
     def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
         """Keep the rows with the smallest joint loss, ``(member, sample)``."""
         both = loss.unflatten(0, (-1, 2)).sum(1).repeat_interleave(2, 0)
-        joint = (1 - self.lam) * both + self.lam * self.disagreement_
+        assert batch.logits is not None
+        joint = (1 - self.lam) * both + self.lam * _disagreement(batch.logits)
         # peers that have the same losses teach each other to keep the same rows
         self.kept_ = CoTeaching(self.tau, self.T_k).weigh(net, batch, joint)
         return (1 - self.lam) * self.kept_
@@ -274,11 +265,6 @@ class JoCoR(Strategy):
     def penalty(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
         """Return half of the divergence of each sample's two predictions, ``(member, sample)``."""
         return self.lam / 2 * self.kept_ * _disagreement(logits)
-
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free what belongs to the last batch."""
-        for name in ("disagreement_", "kept_"):
-            self.__dict__.pop(name, None)
 
 
 def smallest(loss: Tensor, weight: Tensor, share: float) -> Tensor:

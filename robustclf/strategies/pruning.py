@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from robustclf.losses._hyperparameters import check_range
-from robustclf.strategies._base import STRATEGIES, Batch, Strategy
+from robustclf.strategies._base import STRATEGIES, Batch
+from robustclf.strategies._memory import StepLosses
 
 
 @STRATEGIES.register("infobatch")
-class InfoBatch(Strategy):
+class InfoBatch(StepLosses):
     r"""Pass over some of the rows that are learned already, and let the others speak for them.
 
     In each epoch a row whose last loss is below the mean of all rows is left out with probability
@@ -77,14 +78,9 @@ class InfoBatch(Strategy):
         check_range("delta", self.delta, "[0, 1]")
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Forget the losses: they belong to the rows of one fit."""
-        self.rows_ = X
-        self.loss_ = X.weight.new_full((net.n_stacked, len(X.y)), torch.nan)
+        """Start with no losses and equal weights."""
+        super().on_train_begin(net, X, y, **kwargs)
         self.factor_ = X.weight.new_ones((1, len(X.y)))
-
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the losses: a fitted model holds nothing per training row."""
-        del self.rows_, self.loss_, self.factor_
 
     def epoch_rows(self, net: Any, rows: Tensor) -> Tensor:
         """Leave rows out, and weigh those that stay for them."""
@@ -100,23 +96,6 @@ class InfoBatch(Strategy):
     def on_batch(self, net: Any, batch: Batch) -> Batch:
         """Weigh the rows for those left out."""
         return scaled(batch, self.factor_)
-
-    def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
-        """Keep the losses; the weights stay."""
-        if batch.mixing is None:
-            self._remember(batch.index, loss)
-        return batch.weight
-
-    def on_batch_end(self, net: Any, batch: Any = None, training: Any = None, **kw: Any) -> None:
-        """Take the losses of the unmixed rows, where a batch was mixed."""
-        if training and batch.mixing is not None:
-            with torch.no_grad():
-                logits = net.module_(batch.mixing.x).to(self.loss_)
-                self._remember(batch.index, net.criterion_(logits, self.rows_.y[batch.index]))
-
-    def _remember(self, index: Tensor, loss: Tensor) -> None:
-        weight = self.rows_.weight[:, index]
-        self.loss_[:, index] = torch.where(weight > 0, loss, torch.nan)
 
 
 def scaled(batch: Batch, factor: Tensor) -> Batch:

@@ -83,10 +83,6 @@ class EarlyLearningRegularization(Strategy):
         """Forget the averages: they belong to the rows of one fit."""
         self.average_ = X.weight.new_zeros((net.n_stacked, len(X.y), net.n_classes))
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the averages: a fitted model holds nothing per training row."""
-        del self.average_
-
     def penalty(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
         """Return the penalty of each sample, ``(member, sample)``."""
         average = self.average_[:, batch.index]

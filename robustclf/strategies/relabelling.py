@@ -168,12 +168,6 @@ class Remembering(SemiSupervised):
         classes = X.weight.new_empty(net.n_classes)
         self.memory_ = one_hot(X.y, classes).repeat(net.n_stacked, 1, 1)
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the memory: a fitted model holds nothing per training row."""
-        super().on_train_end(net, X, y, **kwargs)
-        del self.rows_, self.memory_
-        self.__dict__.pop("updated_", None)
-
     def on_batch_end(self, net: Any, batch: Any = None, training: Any = None, **kw: Any) -> None:
         """Remember the predictions of this step."""
         if training:

@@ -23,11 +23,6 @@ class ClassCentres(Strategy):
         """Forget the centres: they belong to the networks of one fit."""
         self.on_train_end(net)
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the centres."""
-        for name in ("centres_", "seen_"):
-            self.__dict__.pop(name, None)
-
     def on_batch_end(self, net: Any, batch: Any = None, training: Any = None, **kw: Any) -> None:
         """Move the centres towards the features of this step."""
         if not training:

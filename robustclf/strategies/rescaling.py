@@ -114,22 +114,12 @@ class MetaRescale(Strategy):
         self.rescaler_ = Rescaler(N_SIGNALS, self.hidden, net.n_stacked).to(X.weight)
         self.optimizer_ = torch.optim.Adam(self.rescaler_.parameters(), lr=self.lr)
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the rescaler: a fitted model does not weigh rows."""
-        for name in ("rescaler_", "optimizer_", "logits_"):
-            self.__dict__.pop(name, None)
-
-    def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
-        """Keep the logits for the weights; the targets stay."""
-        self.logits_ = logits
-        return batch.target
-
     def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
         """Return the weights of the rescaler, ``(member, sample)``, and let it learn."""
-        logits = self.logits_
-        del self.logits_
         if net.warming or net.epoch < self.warm_up:
             return batch.weight
+        logits = batch.logits
+        assert logits is not None
         with torch.enable_grad():
             value = self.rescaler_(signals(predicted(net, logits), batch, loss))
             share = normalised(batch.weight * value)

@@ -10,22 +10,18 @@ from torch import Tensor
 from robustclf._registry import check_known
 from robustclf.losses._hyperparameters import check_integer, check_range
 from robustclf.strategies._base import STRATEGIES, Batch, Strategy
+from robustclf.strategies._memory import LossMemory, StepLosses
 
 
-class LossMixture(Strategy):
-    """Strategies that fit a mixture of two normal distributions to the last loss of each row."""
+class LossMixture(LossMemory):
+    """Base of the strategies that fit a mixture of two normals to the last loss of each row."""
 
     warm_up: int
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Forget the losses: they belong to the rows of one fit."""
-        self.loss_ = X.weight.new_full((net.n_stacked, len(X.y)), torch.nan)
+        """Start with no losses and clean rows."""
+        super().on_train_begin(net, X, y, **kwargs)
         self.clean_ = torch.ones_like(self.loss_)
-        self.rows_ = X
-
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free the losses: a fitted model holds nothing per training row."""
-        del self.loss_, self.clean_, self.rows_
 
     def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
         """Fit the mixture to the losses of the last epoch."""
@@ -35,10 +31,6 @@ class LossMixture(Strategy):
     def posterior(self) -> Tensor:
         """Return the posterior of the low component, ``(member, row)``."""
         return posterior_of_low(self.loss_)
-
-    def remember(self, index: Tensor, weight: Tensor, loss: Tensor) -> None:
-        """Keep the losses, ``(member, sample)``, of the rows that a member trains on."""
-        self.loss_[:, index] = torch.where(weight > 0, loss, torch.nan)
 
 
 def posterior_of_low(loss: Tensor) -> Tensor:
@@ -55,7 +47,7 @@ def posterior_of_low(loss: Tensor) -> Tensor:
 
 
 @STRATEGIES.register("small_loss")
-class SmallLoss(LossMixture):
+class SmallLoss(StepLosses, LossMixture):
     r"""Weigh a row by how likely its last loss belongs to the lower of two normal components.
 
     From epoch ``warm_up`` on, a two-component mixture is fitted once per epoch to the last losses
@@ -86,7 +78,8 @@ class SmallLoss(LossMixture):
     This is the selection step of DivideMix alone, without its semi-supervised part. The losses are
     those of the training steps, where the published code spends another pass over the rows; of
     mixed batches the unmixed rows are passed again. Each member has its own mixture, and the mean
-    weight of a batch stays what it was. A row of weight 0 has no part in the mixture.
+    weight of a batch stays what it was. A row of weight 0, or without label, has no part in the
+    mixture.
 
     References
     ----------
@@ -119,22 +112,12 @@ class SmallLoss(LossMixture):
 
     def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
         """Return the weights by the mixture of this epoch, ``(member, sample)``."""
-        clean = self.clean_[:, batch.index]
+        weight, clean = super().weigh(net, batch, loss), self.clean_[:, batch.index]
         if self.weights == "hard":
             clean = (clean >= self.threshold).to(clean)
-        if batch.mixing is None:
-            self.remember(batch.index, batch.weight, loss)
-        else:
+        if batch.mixing is not None:
             clean = batch.mixing(clean.unsqueeze(-1)).squeeze(-1)
-        return with_total_of(batch.weight, batch.weight * clean)
-
-    def on_batch_end(self, net: Any, batch: Any = None, training: Any = None, **kw: Any) -> None:
-        """Take the losses of the unmixed rows, where a batch was mixed."""
-        if training and batch.mixing is not None:
-            with torch.no_grad():
-                logits = net.module_(batch.mixing.x).to(self.loss_)
-                loss = net.criterion_(logits, self.rows_.y[batch.index])
-            self.remember(batch.index, self.rows_.weight[:, batch.index], loss)
+        return with_total_of(weight, weight * clean)
 
 
 @STRATEGIES.register("error_norm")
@@ -200,15 +183,9 @@ class ErrorNormTruncation(Strategy):
         if self.fraction is not None:
             check_range("fraction", self.fraction, "[0, 1)")
 
-    def relabel(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
-        """Keep the probabilities for the weights; the targets stay."""
-        self.proba_ = net.proba(logits)
-        return batch.target
-
     def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
         """Return weights that are 0 for the rows left out, ``(member, sample)``."""
-        norm = error_norm(self.proba_, batch)
-        del self.proba_
+        norm = error_norm(net.proba(batch.logits), batch)
         weight = batch.weight.expand_as(norm)
         if net.epoch < self.start_epoch:
             return weight

@@ -116,7 +116,8 @@ class PseudoLabel(SemiSupervised):
     accuracy .69 before, .67 after; 130 of digits: .77 and .81).
 
     What a strategy before it in the list guessed is kept, unless the rows are mixed: then both
-    guesses count. Strategies that weigh rows by their loss see a guessed label as any other.
+    guesses count. Strategies that weigh rows by the losses of a batch see a guessed label as any
+    other; those that remember the losses of rows, such as ``"small_loss"``, take it for clean.
 
     References
     ----------
@@ -151,12 +152,6 @@ class PseudoLabel(SemiSupervised):
         """Start with no certain rows."""
         super().on_train_begin(net, X, y, **kwargs)
         self.certain_ = self.seen_ = X.weight.new_zeros(net.n_stacked, 1)
-
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Free what belongs to the rows of the fit."""
-        super().on_train_end(net, X, y, **kwargs)
-        for name in ("certain_", "seen_", "removed_"):
-            self.__dict__.pop(name, None)
 
     def on_batch(self, net: Any, batch: Batch) -> Batch:
         """Give the rows without label targets and weights, ``(member, sample)``."""

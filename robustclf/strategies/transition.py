@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -115,6 +115,8 @@ class Transition(Strategy):
      [0.3 0.7]]
     """
 
+    keeps: ClassVar[tuple[str, ...]] = ("transition_",)
+
     def __init__(
         self,
         matrix: str | ArrayLike = "estimate",
@@ -156,11 +158,6 @@ class Transition(Strategy):
         self.transition_ = np.eye(net.n_classes)
         if not isinstance(self.matrix, str):
             self._use(np.array(self.matrix, dtype=np.float64))
-
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Keep the matrix alone."""
-        for name in ("rows_", "trusted_", "total_", "forward_", "inverse_"):
-            self.__dict__.pop(name, None)
 
     def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
         """Estimate the matrix, once the networks have learned something."""
