@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import validate_data
-from skorch.callbacks import EarlyStopping
 
 from robustclf._device import check_precision, find_device
+from robustclf._dynamics import DynamicsRecorder
 from robustclf._net import SCHEDULES, Criterion, RobustNet, TrainingSet
 from robustclf._progress import Progress
 from robustclf._rows import Rows
@@ -24,6 +24,7 @@ from robustclf.losses import Loss, make_loss
 from robustclf.modules import TabularInput, make_embedding, make_network, needs_held_out
 from robustclf.optimizers import check_optimizer, fused, get_optimizer
 from robustclf.preprocessing import TabularEncoder
+from robustclf.stopping import make_stopping
 from robustclf.strategies import Strategy, make_strategy
 
 BIN_ROWS = 10_000  # rows that the bins of a piecewise-linear embedding are quantiles of
@@ -43,6 +44,7 @@ class Method:
     n_members: int
     peers: int
     cross_fit: int | None
+    stopping: Any
     needs_held_out: bool
 
     @classmethod
@@ -68,9 +70,20 @@ class Method:
         peers = math.lcm(loss.n_members, *(s.n_members for s in strategies))
         n_members = peers * math.ceil(clf.n_members / peers)
         folds = FOLDS if any("folds" in s.needs for s in strategies) else None
-        held = needs_held_out(clf.module)
-        cross_fit = clf.cross_fit or folds
-        return cls(classes, loss, strategies, device, n_members, peers, cross_fit, held)
+        stopping = make_stopping(clf.early_stopping)
+        watches = stopping is not None and getattr(stopping, "needs_held_out", True)
+        held = needs_held_out(clf.module) or watches
+        return cls(
+            classes,
+            loss,
+            strategies,
+            device,
+            n_members,
+            peers,
+            clf.cross_fit or folds,
+            stopping,
+            held,
+        )
 
     @property
     def uses_unlabelled(self) -> bool:
@@ -200,7 +213,7 @@ def make_net(
         lr=clf.lr,
         batch_size=batch_size,
         max_epochs=max_epochs,
-        callbacks=_callbacks(clf, max_epochs),
+        callbacks=_callbacks(clf, max_epochs, method.stopping),
         classes=np.arange(len(method.classes)),
         device=method.device,
         verbose=0,
@@ -230,20 +243,15 @@ def auto_batch_size(n: int) -> int:
     return min(max(128, n // 200), 1024)
 
 
-def _callbacks(clf: Any, max_epochs: int) -> list[Any]:
+def _callbacks(clf: Any, max_epochs: int, stopping: Any) -> list[Any]:
     callbacks = list(clf.callbacks or ())
     if clf.verbose:
         callbacks.append(Progress(max_epochs))
-    if clf.early_stopping:
-        patience = max_epochs + 1 if clf.early_stopping is True else clf.early_stopping
-        callbacks.append(
-            EarlyStopping("valid_acc", patience, lower_is_better=False, sink=_mute, load_best=True)
-        )
+    if clf.track_dynamics:
+        callbacks.append(DynamicsRecorder())
+    if stopping is not None:
+        callbacks.append(stopping)
     return callbacks
-
-
-def _mute(*args: Any, **kwargs: Any) -> None:
-    """Swallow what skorch would print."""
 
 
 def training_set(x: Any, rows: Rows, net: RobustNet, method: Method) -> TrainingSet:

@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from skorch.callbacks import Callback
 from torch import Tensor
 
 from robustclf._build import (
@@ -27,6 +28,7 @@ from robustclf._build import (
     training_set,
 )
 from robustclf._device import seeded
+from robustclf._dynamics import DynamicsRecorder
 from robustclf._net import CHUNK, SCHEDULES, out_of_fold
 from robustclf._params import NestedParamsMixin
 from robustclf._rows import (
@@ -116,13 +118,16 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     batch_size : int or "auto", default="auto"
         Rows of a step; ``"auto"`` is 128, more from 25,600 rows on, at most 1,024. Data that fit in
         one batch are trained in float64.
-    early_stopping : bool or int, default=False
+    early_stopping : bool, int or skorch callback, default=False
         Restore the weights of the epoch with the best accuracy on held-out rows; an integer also
-        stops after so many epochs without a better one.
+        stops after so many epochs without a better one. Other rules are in
+        :mod:`robustclf.stopping`, one of them without held-out rows.
     validation_fraction : float in (0, 1), default=0.1
         Share of rows held out by ``early_stopping`` or for a nested module, stratified.
     class_weight : dict, "balanced" or None, default=None
         Weight of each class, times ``sample_weight``.
+    track_dynamics : bool, default=False
+        Whether to look at every row after each epoch, for ``dynamics_``. Costs a forward pass.
     device : str, default="auto"
         ``"auto"`` is CUDA where there is one, else the CPU.
     precision : {"float32", "float64", "bf16"}, default="float32"
@@ -150,6 +155,9 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         With ``cross_fit``: probabilities by members that did not train on the row.
     label_quality_ : ndarray of shape (n_samples,)
         With ``cross_fit``: out-of-fold probability of the given label; low for a wrong one.
+    dynamics_ : TrainingDynamics
+        With ``track_dynamics``: losses and margins of every row at every epoch, for
+        :func:`robustclf.noise.find_label_issues`.
 
     References
     ----------
@@ -184,9 +192,14 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         "lr_schedule": [None, callable, StrOptions(set(SCHEDULES))],
         "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "early_stopping": ["boolean", Interval(Integral, 1, None, closed="left")],
+        "early_stopping": [
+            "boolean",
+            Interval(Integral, 1, None, closed="left"),
+            HasMethods(["on_epoch_end"]),
+        ],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "class_weight": [None, dict, StrOptions({"balanced"})],
+        "track_dynamics": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
         "callbacks": [None, list, tuple],
@@ -214,9 +227,10 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         warm_up: float = 0.1,
         max_epochs: int | str = "auto",
         batch_size: int | str = "auto",
-        early_stopping: bool | int = False,
+        early_stopping: bool | int | Callback = False,
         validation_fraction: float = 0.1,
         class_weight: Mapping[Any, float] | str | None = None,
+        track_dynamics: bool = False,
         device: str = "auto",
         precision: str = "float32",
         random_state: Any = None,
@@ -245,6 +259,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.class_weight = class_weight
+        self.track_dynamics = track_dynamics
         self.device = device
         self.precision = precision
         self.random_state = random_state
@@ -340,7 +355,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         rng = check_random_state(self.random_state)
         codes = encode_labels(labels, method.classes, missing)
         weight = row_weights(sample_weight, self.class_weight, labels, missing)
-        holds_out = X_val is None and (self.early_stopping or method.needs_held_out)
+        holds_out = X_val is None and method.needs_held_out
         rows = Rows.plan(
             codes,
             weight,
@@ -368,6 +383,9 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
                 fitted["oof_proba_"] = proba
                 quality = proba[np.arange(len(codes)), codes]
                 fitted["label_quality_"] = np.where(missing, np.nan, quality)
+            for _, callback in net.callbacks_:
+                if isinstance(callback, DynamicsRecorder):
+                    fitted["dynamics_"] = callback.dynamics_.without(missing)
         net.release()
         self._keep(fitted | {"net_": net, "history_": net.history})
         if net.interrupted_:
@@ -429,7 +447,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
     def _keep(self, fitted: dict[str, Any]) -> None:
         """Replace what a former fit learned, once all is there."""
-        for name in ("feature_names_in_", "oof_proba_", "label_quality_"):
+        for name in ("feature_names_in_", "oof_proba_", "label_quality_", "dynamics_"):
             self.__dict__.pop(name, None)
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(fitted["encoder_"], name):

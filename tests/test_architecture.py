@@ -20,26 +20,26 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 # design: "Layers (imports point down only)"; one line is one layer
 LAYERS = [
-    {"_registry", "_rows"},
+    {"_registry", "_rows", "preprocessing"},
     {
         "_device",
         "_params",
         "_progress",
         "losses",
-        "preprocessing",
         "noise",
         "conformal",
         "ood",
         "calibration",
         "metrics",
     },
-    {"strategies"},
+    {"strategies", "stopping", "_dynamics"},
     {"optimizers", "modules", "recipes"},
     {"_net"},
     {"_build"},
     {"classifier"},
     {"model_selection"},
     {"plotting", "__init__"},
+    {"cli"},
     {"__main__"},
 ]
 WITHOUT_TORCH = {"preprocessing", "_rows", "_registry", "_params"}

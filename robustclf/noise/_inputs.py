@@ -29,7 +29,7 @@ def check_labels(
     Raises
     ------
     ValueError
-        For missing labels, or ones that are not among ``classes``.
+        For missing labels, ones that are not among ``classes``, or classes that are not sorted.
 
     Examples
     --------
@@ -38,6 +38,10 @@ def check_labels(
     """
     labels = as_labels(y, classes)
     known = np.unique(labels if classes is None else np.asarray(classes))
+    if classes is not None and not np.array_equal(known, classes):
+        raise ValueError(
+            f"classes must be sorted and without repetition, got {np.asarray(classes).tolist()}."
+        )
     return encode_labels(labels, known), known
 
 

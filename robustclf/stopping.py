@@ -1,0 +1,232 @@
+"""When to stop: on held-out labels, on these corrected for their noise, or without any."""
+
+from __future__ import annotations
+
+import copy
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from skorch.callbacks import Callback, EarlyStopping
+from torch import Tensor
+
+from robustclf.noise.scoring import noise_corrected_accuracy
+
+
+class Stopping(EarlyStopping):
+    """Base of what ``early_stopping`` can be: restores the weights of the best epoch."""
+
+    quantity: ClassVar[str]
+    """What the history records in every epoch."""
+
+    lower_is_better: ClassVar[bool] = False
+
+    needs_held_out: ClassVar[bool] = True
+    """Whether rows have to be held out."""
+
+    def __init__(self, patience: int | None = None) -> None:
+        super().__init__(
+            self.quantity,
+            patience,
+            lower_is_better=self.lower_is_better,
+            sink=_mute,
+            load_best=True,
+        )
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Restore the best weights, and keep no copy of them."""
+        if len(net.history):
+            super().on_train_end(net)
+        self.best_model_weights_ = None
+
+
+def make_stopping(early_stopping: Any) -> Callback | None:
+    """Return what the parameter of the classifier stands for, a copy of a callback."""
+    if isinstance(early_stopping, bool | Integral):
+        patience = None if early_stopping is True else int(early_stopping)
+        return AccuracyStopping(patience) if early_stopping else None
+    return copy.deepcopy(early_stopping)
+
+
+def _mute(*args: Any, **kwargs: Any) -> None:
+    """Swallow what skorch would print."""
+
+
+class AccuracyStopping(Stopping):
+    """Keep the epoch with the best accuracy on held-out labels, however noisy.
+
+    Where wrong labels depend on the true class alone and most of each class are right, the accuracy
+    on noisy labels is best where that on true ones is; a log loss is not.
+
+    Parameters
+    ----------
+    patience : int or None, default=None
+        Epochs without a better one that end the fit; None trains for all.
+
+    References
+    ----------
+    Chen et al. Robustness of Accuracy Metric and its Inspirations in Learning with Noisy Labels.
+    AAAI 2021. arXiv:2012.04193.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from robustclf import RobustClassifier
+    >>> from robustclf.stopping import AccuracyStopping
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = RobustClassifier(early_stopping=AccuracyStopping(patience=5), random_state=0)
+    >>> len(clf.fit(X, y).history_) < 150
+    True
+    """
+
+    quantity = "valid_acc"
+
+
+class NoiseCorrectedStopping(Stopping):
+    r"""Keep the epoch with the best accuracy on held-out rows, corrected for the noise.
+
+    Maximises :func:`robustclf.noise.noise_corrected_accuracy`,
+    :math:`\frac1n \sum_i (T^{-1})_{y_i \hat y_i}`, in the history ``valid_acc_corrected``.
+
+    Parameters
+    ----------
+    transition : array-like of shape (n_classes, n_classes)
+        Rows are true classes, columns given ones, both in the order of ``classes_``; such as an
+        estimate by :func:`robustclf.noise.estimate_transition`.
+    patience : int or None, default=None
+        Epochs without a better one that end the fit; None trains for all.
+
+    Raises
+    ------
+    ValueError
+        When the fit begins, if the matrix is no invertible transition matrix of all classes.
+
+    References
+    ----------
+    Natarajan, Dhillon, Ravikumar, Tewari. Learning with Noisy Labels. NIPS 2013.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from robustclf import RobustClassifier
+    >>> from robustclf.noise import pair_transition
+    >>> from robustclf.stopping import NoiseCorrectedStopping
+    >>> X, y = load_iris(return_X_y=True)
+    >>> stopping = NoiseCorrectedStopping(pair_transition(0.2, n_classes=3))
+    >>> clf = RobustClassifier(early_stopping=stopping, random_state=0).fit(X, y)
+    >>> clf.history_[:, "valid_acc_corrected"][-1] > 0.9
+    True
+    """
+
+    quantity = "valid_acc_corrected"
+
+    def __init__(self, transition: ArrayLike, patience: int | None = None) -> None:
+        self.transition = transition
+        super().__init__(patience)
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Try the transition before anything is trained."""
+        super().on_train_begin(net)
+        self.weight_ = None if X.weight_valid is None else X.weight_valid.cpu().numpy()
+        labels = X.y_valid.cpu().numpy()
+        self._score(labels, labels, net.n_classes)
+
+    def on_batch_end(
+        self, net: Any, batch: Any = None, training: Any = None, **kwargs: Any
+    ) -> None:
+        """Score the predictions of the held-out rows."""
+        if not training:
+            predicted = net.mean_proba(kwargs["y_pred"]).argmax(-1).cpu().numpy()
+            score = self._score(batch[1].cpu().numpy(), predicted, net.n_classes)
+            net.history.record(self.quantity, score)
+
+    def _score(self, labels: ArrayLike, predicted: ArrayLike, n_classes: int) -> float:
+        return noise_corrected_accuracy(
+            labels,
+            predicted,
+            np.asarray(self.transition),
+            classes=np.arange(n_classes),
+            sample_weight=self.weight_,
+        )
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Restore the best weights."""
+        super().on_train_end(net)
+        del self.weight_
+
+
+class PredictionChangeStopping(Stopping):
+    r"""Keep the epoch where the predictions of the training rows have settled, before they move on.
+
+    Needs no labels beyond those of the training rows. The share of rows whose prediction
+    :math:`\hat y` changed since the last epoch falls while the network learns the pattern and rises
+    when it starts to learn wrong labels; kept is the epoch of the least mean over the last epochs,
+
+    .. math:: \frac1w \sum_{s=t-w+1}^{t} \frac1n \sum_i [\hat y_i^{(s)} \ne \hat y_i^{(s-1)}] .
+
+    Parameters
+    ----------
+    patience : int or None, default=5
+        Epochs without a lower mean that end the fit: the first minimum counts. None trains for all
+        epochs.
+    window : int, default=3
+        Epochs w of the moving mean.
+
+    Notes
+    -----
+    Made for a constant learning rate: ``RobustClassifier(lr_schedule="constant")``. Where the rate
+    falls to zero, so do the changes, and the last epoch wins. The published rule reads the
+    predictions that the training steps make; here they are made after the epoch, without dropout.
+
+    References
+    ----------
+    Yuan, Feng, Liu. Early Stopping Against Label Noise Without Validation Data. ICLR 2024.
+    arXiv:2502.07551.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from robustclf import RobustClassifier
+    >>> from robustclf.stopping import PredictionChangeStopping
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = RobustClassifier(
+    ...     early_stopping=PredictionChangeStopping(), lr_schedule="constant", random_state=0
+    ... ).fit(X, y)
+    >>> changes = clf.history_[:, "prediction_change"]
+    >>> len(changes) < 150, changes[0]
+    (True, 1.0)
+    """
+
+    quantity = "prediction_change"
+    lower_is_better = True
+    needs_held_out = False
+
+    def __init__(self, patience: int | None = 5, window: int = 3) -> None:
+        self.window = window
+        super().__init__(patience)
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Start without predictions."""
+        if self.window < 1:
+            raise ValueError(f"window must be at least 1, got {self.window!r}.")
+        super().on_train_begin(net)
+        self.x_ = X.x[X.rows.cpu()] if isinstance(X.x, Tensor) else X.x[X.rows.cpu().numpy()]
+        self.predicted_: NDArray[np.int64] | None = None
+        self.changes_: list[float] = []
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        """Compare the predictions with those of the last epoch."""
+        predicted = np.concatenate(
+            [net.mean_proba(logits).argmax(-1).cpu().numpy() for logits in net.logits(self.x_)]
+        )
+        changed = 1.0 if self.predicted_ is None else np.mean(predicted != self.predicted_)
+        self.changes_.append(float(changed))
+        self.predicted_ = predicted
+        net.history.record(self.quantity, float(np.mean(self.changes_[-self.window :])))
+        super().on_epoch_end(net)
+
+    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Restore the best weights."""
+        super().on_train_end(net)
+        del self.x_, self.predicted_, self.changes_
