@@ -1,0 +1,78 @@
+"""What the displays share: axes, and out-of-fold probabilities of an estimator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone, is_classifier
+from sklearn.model_selection import cross_val_predict
+
+from robustclf._rows import as_labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+COLORS = {"suspicious": "C1", "other": "C0", "all": "C0"}  # of rows, in every display
+
+
+class Display:
+    """Base class of the displays: what was computed goes in, ``plot`` draws it."""
+
+    figsize: ClassVar[tuple[float, float]] = (6.4, 4.8)
+    ax_: Axes
+    figure_: Figure | SubFigure
+
+    def _take_axes(self, ax: Axes | None) -> Axes:
+        check_matplotlib(f"{type(self).__name__}.plot")
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            ax = plt.subplots(figsize=self.figsize, layout="constrained")[1]
+        self.ax_, self.figure_ = ax, ax.figure
+        return ax
+
+
+def check_matplotlib(caller: str) -> None:
+    """Raise an ImportError that says what to install, before anything is computed."""
+    try:
+        import matplotlib.pyplot  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"{caller} needs matplotlib: run `pip install robustclf[plot]`."
+        ) from error
+
+
+def plain(ax: Axes) -> None:
+    """Take away the frame, but for the axes."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.3)
+    ax.set_axisbelow(True)
+
+
+def legend_above(ax: Axes, title: str | None = None) -> None:
+    """Put the legend where no bar or band can be."""
+    ax.legend(
+        frameon=False,
+        ncols=2,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        title=title,
+        alignment="left",
+    )
+
+
+def out_of_fold(
+    estimator: Any, X: Any, y: ArrayLike, cv: Any
+) -> tuple[NDArray[np.floating], NDArray[Any]]:
+    """Return probabilities of rows by an estimator that did not see them, and the classes."""
+    if not is_classifier(estimator):
+        raise ValueError(f"estimator must be a classifier, got {estimator!r}.")
+    labels = as_labels(y)
+    proba = getattr(estimator, "oof_proba_", None)
+    if proba is not None and len(proba) == len(labels):
+        return proba, estimator.classes_
+    proba = cross_val_predict(clone(estimator), X, labels, cv=cv, method="predict_proba")
+    return proba, np.unique(labels)
