@@ -1,5 +1,6 @@
 """Tables for the benchmarks: clean test labels, training labels with known or human noise."""
 
+import csv
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,15 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import truncnorm
 from sklearn.datasets import fetch_openml, load_breast_cancer, load_digits
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 Features = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Split = tuple[Features, Labels, Features, Labels]
+Audit = tuple[Features, Labels, Labels]  # features, given labels, true labels
 
 SKLEARN = {"digits": load_digits, "breast_cancer": load_breast_cancer}
 MLBENCH = {  # file in uci_mlbench, OpenML id, number of trailing columns that are features
@@ -27,6 +31,7 @@ MLBENCH = {  # file in uci_mlbench, OpenML id, number of trailing columns that a
 }
 TABLES = ["vehicle", "vowel", "digits", "dna", "breast_cancer", "satellite", "letter", "shuttle"]
 HUMAN_NOISE = ("worse", "random1")
+JIRA = ("activemq", "camel", "derby", "groovy", "jruby", "lucene", "wicket")
 TEST_FRACTION = 0.3
 
 
@@ -100,6 +105,58 @@ def _load_cifar10n(noise: str, rng: np.random.Generator, max_train: int) -> Spli
         rows = rng.permutation(len(y))[:max_train]
         X_train, X_test = table["X_train"][rows] / 20.0, table["X_test"] / 20.0
         return X_train, y[rows], X_test, table["y_test"].astype(np.int64)
+
+
+def load_audit(name: str, noise: str, rate: float, seed: int, max_rows: int = 10_000) -> Audit:
+    """Return ``X, given, true`` of a table whose labels are to be checked.
+
+    Parameters
+    ----------
+    name : {*TABLES, "cifar10n", "jira-PROJECT", "trec"}
+    noise : as for `load`; cifar10n has also "aggre", the last two only "real"
+    rate, seed : as for `load`
+    max_rows : a larger table is subsampled
+    """
+    rng = np.random.default_rng(seed)
+    if name == "cifar10n":
+        given_name = f"y_{noise}" if noise != "none" else "y_clean"
+        with np.load(_needed("cifar10n/cifar10n_feat128.npz")) as table:
+            rows = rng.permutation(len(table["y_clean"]))[:max_rows]
+            return tuple(table[k][rows] for k in ("X_train", given_name, "y_clean"))
+    if name == "trec":
+        return _load_trec(seed)
+    if name.startswith("jira-"):
+        return _load_jira(name.removeprefix("jira-"), rng, max_rows)
+    X, y = load_table(name)
+    if len(y) > max_rows:
+        X, _, y, _ = train_test_split(X, y, train_size=max_rows, stratify=y, random_state=seed)
+    return X, add_noise(X, y, noise, rate, rng), y
+
+
+def _load_jira(project: str, rng: np.random.Generator, max_rows: int) -> Audit:
+    """Return one release of each file of a project: the same file in two folds would leak."""
+    with np.load(_needed("jira_defects/jira_defects.npz"), allow_pickle=True) as table:
+        code = list(table["project_names"]).index(project)
+        rows = rng.permutation(np.flatnonzero(table["project"] == code))
+        rows = rows[np.unique(table["file_id"][rows], return_index=True)[1]]
+        rows = np.sort(rng.permutation(rows)[:max_rows])
+        return tuple(table[k][rows] for k in ("X", "y_noisy", "y_clean"))
+
+
+def _load_trec(seed: int) -> Audit:
+    """Return the questions that a rule labels, as 256 directions of their words' TF-IDF."""
+    with _needed("trec_weak/train.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["weak_mv"] != "-1"]
+    words = TfidfVectorizer(sublinear_tf=True, min_df=2).fit_transform(r["text"] for r in rows)
+    X = TruncatedSVD(256, random_state=seed).fit_transform(words)
+    return X, *(np.array([int(r[k]) for r in rows]) for k in ("weak_mv", "gold"))
+
+
+def _needed(path: str) -> Path:
+    full = data_folder() / path
+    if not full.exists():
+        raise FileNotFoundError(f"{full} is missing: set ROBUSTCLF_DATA to the folder that has it.")
+    return full
 
 
 def add_noise(X: Features, y: Labels, noise: str, rate: float, rng: np.random.Generator) -> Labels:
