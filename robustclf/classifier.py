@@ -483,6 +483,20 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         """
         return self._gather(self.net_.mean_proba(logits) for logits in self._logits(X))
 
+    def member_proba(self, X: Any) -> NDArray[np.float32]:
+        """Return the probabilities of each member, whose mean :meth:`predict_proba` is.
+
+        Parameters
+        ----------
+        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        proba : ndarray of shape (n_members, n_samples, n_classes)
+        """
+        by_row = self._gather(self.net_.proba(z).movedim(0, 1) for z in self._logits(X))
+        return np.moveaxis(by_row, 1, 0)
+
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable class of each row.
 

@@ -3,7 +3,9 @@
 Everything here takes the probabilities of any classifier and needs numpy, not torch.
 """
 
+from robustclf.noise.cleaner import LabelCleaner
 from robustclf.noise.dynamics import TrainingDynamics
+from robustclf.noise.examples import ExampleScores, example_scores
 from robustclf.noise.inject import NOISE_KINDS, inject_noise
 from robustclf.noise.issues import LabelIssues, find_label_issues
 from robustclf.noise.matrices import convert_rate, pair_transition, uniform_transition
@@ -17,12 +19,15 @@ from robustclf.noise.transition import TransitionEstimate, estimate_transition
 
 __all__ = [
     "NOISE_KINDS",
+    "ExampleScores",
+    "LabelCleaner",
     "LabelIssues",
     "NoiseRate",
     "TrainingDynamics",
     "TransitionEstimate",
     "convert_rate",
     "estimate_transition",
+    "example_scores",
     "find_label_issues",
     "inject_noise",
     "is_noisy",
