@@ -19,7 +19,7 @@ from robustclf._device import check_precision, find_device
 from robustclf._dynamics import DynamicsRecorder
 from robustclf._net import SCHEDULES, Criterion, RobustNet, TrainingSet
 from robustclf._progress import Progress
-from robustclf._rows import Rows
+from robustclf._rows import Rows, encode_labels, row_weights
 from robustclf.losses import Loss, make_loss
 from robustclf.modules import TabularInput, make_embedding, make_network, needs_held_out
 from robustclf.optimizers import check_optimizer, fused, get_optimizer
@@ -90,7 +90,7 @@ class Method:
         """Whether rows without label take part in the fit."""
         return any(s.uses_unlabelled for s in self.strategies)
 
-    def check_known(self, missing: NDArray[np.bool_], **known: Any) -> None:
+    def check_told(self, missing: NDArray[np.bool_], **known: Any) -> None:
         """Raise ``ValueError`` for what a strategy needs to know; warn of what none reads."""
         for name, value in known.items():
             needing = [s for s in self.strategies if name in s.needs]
@@ -108,6 +108,21 @@ class Method:
             UserWarning,
             stacklevel=4,
         )
+
+
+def plan_rows(
+    clf: Any,
+    method: Method,
+    labels: NDArray[Any],
+    missing: NDArray[np.bool_],
+    sample_weight: Any,
+    rng: np.random.RandomState,
+    **plan: Any,
+) -> Rows:
+    """Encode and weigh the labels of a fit and say what each row is for, as :meth:`Rows.plan`."""
+    codes = encode_labels(labels, method.classes, missing)
+    weight = row_weights(sample_weight, clf.class_weight, labels, missing)
+    return Rows.plan(codes, weight, missing, rng, use_unlabelled=method.uses_unlabelled, **plan)
 
 
 def check_classes(classes: NDArray[Any]) -> None:

@@ -25,6 +25,7 @@ from robustclf._build import (
     fit_encoder,
     make_encoder,
     make_net,
+    plan_rows,
     training_set,
 )
 from robustclf._device import seeded
@@ -32,12 +33,10 @@ from robustclf._dynamics import DynamicsRecorder
 from robustclf._net import CHUNK, SCHEDULES, out_of_fold
 from robustclf._params import NestedParamsMixin
 from robustclf._rows import (
-    Rows,
     as_labels,
     encode_labels,
     group_codes,
     row_mask,
-    row_weights,
     split_labels,
 )
 from robustclf.losses import Loss
@@ -351,27 +350,25 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         y_val = y_val if y_val is None else as_labels(y_val, method.classes, "y_val")
         groups = group_codes(groups, len(missing))
         trusted = row_mask(trusted, len(missing), "trusted")
-        method.check_known(missing, groups=groups, trusted=trusted)
+        method.check_told(missing, groups=groups, trusted=trusted)
         rng = check_random_state(self.random_state)
-        codes = encode_labels(labels, method.classes, missing)
-        weight = row_weights(sample_weight, self.class_weight, labels, missing)
-        holds_out = X_val is None and method.needs_held_out
-        rows = Rows.plan(
-            codes,
-            weight,
+        rows = plan_rows(
+            self,
+            method,
+            labels,
             missing,
+            sample_weight,
             rng,
-            hold_out=self.validation_fraction if holds_out else 0.0,
+            hold_out=self.validation_fraction if X_val is None and method.needs_held_out else 0.0,
             cross_fit=method.cross_fit,
-            use_unlabelled=method.uses_unlabelled,
             groups=groups,
             trusted=trusted,
         )
-        check_classes(method.classes[np.unique(codes[rows.trained[~missing[rows.trained]]])])
+        check_classes(method.classes[np.unique(rows.codes[rows.trained[~missing[rows.trained]]])])
         encoder = make_encoder(self)
         fitted: dict[str, Any] = {"classes_": method.classes, "encoder_": encoder}
         with seeded(rng.randint(2**31 - 1), method.device):
-            x = fit_encoder(encoder, X, weight)
+            x = fit_encoder(encoder, X, rows.weight)
             net = make_net(self, encoder, x, rows, method, rng)
             data = training_set(x, rows, net, method)
             if X_val is not None:
@@ -381,11 +378,12 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             if rows.folds is not None:
                 proba = out_of_fold(net, data, torch.from_numpy(rows.folds))
                 fitted["oof_proba_"] = proba
-                quality = proba[np.arange(len(codes)), codes]
+                quality = proba[np.arange(len(proba)), rows.codes]
                 fitted["label_quality_"] = np.where(missing, np.nan, quality)
             for _, callback in net.callbacks_:
                 if isinstance(callback, DynamicsRecorder):
                     fitted["dynamics_"] = callback.dynamics_.without(missing)
+                    del callback.dynamics_
         net.release()
         self._keep(fitted | {"net_": net, "history_": net.history})
         if net.interrupted_:
@@ -428,14 +426,12 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         check_consistent_length(X, missing)
         known = np.unique(labels if classes is None else classes) if first else self.classes_
         method = Method.of(self, known)
-        method.check_known(missing, groups=None, trusted=None)
-        codes = encode_labels(labels, known, missing)
-        weight = row_weights(sample_weight, self.class_weight, labels, missing)
+        method.check_told(missing, groups=None, trusted=None)
         rng = check_random_state(self.random_state)
-        rows = Rows.plan(codes, weight, missing, rng, use_unlabelled=method.uses_unlabelled)
+        rows = plan_rows(self, method, labels, missing, sample_weight, rng)
         encoder = make_encoder(self) if first else self.encoder_
         with seeded(rng.randint(2**31 - 1), method.device):
-            x = fit_encoder(encoder, X, weight) if first else encode(encoder, X)
+            x = fit_encoder(encoder, X, rows.weight) if first else encode(encoder, X)
             if first:
                 net = make_net(self, encoder, x, rows, method, rng).initialize()
                 fitted = {"classes_": known, "encoder_": encoder}
