@@ -38,9 +38,7 @@ from data import Features, Labels, labelled_rows, load, load_shortcut
 from speed import take_turns
 from threadpoolctl import threadpool_limits
 
-import robustclf
-from robustclf.modules import MODULES
-from robustclf.optimizers import OPTIMIZERS
+from robustclf import RobustClassifier, list_recipes
 from robustclf.strategies import list_strategies, make_strategy
 
 RESULTS = Path(__file__).parent / "results" / "strategies.jsonl"
@@ -82,15 +80,8 @@ def variants() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"plain": {}}
     found |= {alias: {"strategy": alias} for alias in list_strategies()}
     for name, settings in OPTIMIZER_SETTINGS.items():
-        if name in OPTIMIZERS.names():
-            found[f"optimizer={name}"] = {"optimizer": name} | settings
-    if "nested_mlp" in MODULES.names():
-        found["module=nested_mlp"] = {"module": "nested_mlp"}
-    return found
-
-
-def recipes() -> list[str]:
-    return list(robustclf.list_recipes()) if hasattr(robustclf, "list_recipes") else []
+        found[f"optimizer={name}"] = {"optimizer": name} | settings
+    return found | {"module=nested_mlp": {"module": "nested_mlp"}}
 
 
 def fact(variant: str, name: str, default: Any) -> Any:
@@ -108,7 +99,7 @@ def make(loss: str, variant: str, seed: int) -> Any:
     """Return the classifier, unfitted."""
     if loss == RECIPE:
         torch.set_num_threads(1)
-        model = robustclf.RobustClassifier.from_recipe(variant)
+        model = RobustClassifier.from_recipe(variant)
         return model.set_params(random_state=seed, **SETTINGS)
     return make_robust({"loss": loss} | SETTINGS | variants()[variant], seed, threads=1)
 
@@ -274,7 +265,7 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
 def part_jobs(name: str, loss: str, seed: int, args: argparse.Namespace) -> Iterator[Job]:
     part = PARTS[name]
     if loss == RECIPE:
-        chosen = recipes() if name in ("accuracy", "cost") else []
+        chosen = list_recipes() if name in ("accuracy", "cost") else []
     else:
         chosen = [variant for variant in variants() if part.takes(variant)]
     for dataset, noises in part.cells.items():

@@ -56,7 +56,7 @@ def test_every_strategy_is_a_variant_and_one_that_must_be_told_groups_waits_for_
     }
     everywhere = {v for v in strategies.variants() if not strategies.told(v)}
     assert run["accuracy"] == everywhere
-    assert {job.variant for job in jobs if job.loss == "recipe"} == set(strategies.recipes())
+    assert {job.variant for job in jobs if job.loss == "recipe"} == set(strategies.list_recipes())
     assert everywhere <= run["groups"]
     assert all("plain" in run[part] for part in ("accuracy", "groups", "adversarial", "semi"))
     assert len(set(jobs)) == len(jobs)
@@ -183,7 +183,7 @@ def test_a_recipe_is_compared_with_cross_entropy(tmp_path):
 
 def test_documented_variants_exist():
     known = {(loss, variant) for loss in strategies.LOSSES for variant in strategies.variants()}
-    known |= {("recipe", recipe) for recipe in strategies.recipes()}
+    known |= {("recipe", recipe) for recipe in strategies.list_recipes()}
     for path in (Path(__file__).parents[1] / "docs").glob("strategy_*.csv"):
         with path.open() as file:
             rows = [row for row in csv.DictReader(file) if "variant" in row]
