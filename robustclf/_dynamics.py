@@ -55,7 +55,7 @@ class DynamicsRecorder(Callback):
         """Turn what was recorded into arrays."""
         parts = torch.stack(self.epochs_, dim=1) if self.epochs_ else torch.empty(3, 0, len(X.y))
         loss, margin, error_norm = parts.numpy()
-        mean_proba = (self.proba_ / (self.total_ or 1.0)).cpu().numpy()
+        mean_proba = (self.proba_ / self.total_).cpu().numpy()
         self.dynamics_ = TrainingDynamics(loss, margin, error_norm, mean_proba)
         del self.data_, self.share_, self.unseen_, self.epochs_, self.proba_
 

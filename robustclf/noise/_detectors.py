@@ -22,7 +22,7 @@ PRUNE = ("by_noise_rate", "by_class", "both", "off_diagonal")
 Scores = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """What a method may look at."""
 
@@ -157,7 +157,8 @@ def consensus(e: Evidence) -> Scores:
     if e.X is None:
         return e.learned
     judged = [e.proba, e.votes(e.one_hot)]
-    right = np.array([p.argmax(axis=1) == e.codes for p in judged], dtype=float)
+    best = [p == p.max(axis=1, keepdims=True) for p in judged]  # votes have ties
+    right = np.array([e.at_label(b / b.sum(axis=1, keepdims=True)) for b in best])
     error = max((right[0] - right[1]).std() / np.sqrt(len(e.codes)), np.finfo(float).tiny)
     weight = np.exp((right.mean(axis=1) - right.mean(axis=1).max()) / (2 * error))
     network, neighbour = weight / weight.sum()
@@ -218,7 +219,7 @@ def pruned(codes: NDArray[np.int64], p: Scores, prune: str) -> NDArray[np.bool_]
         guess, sure = confident_guess(codes, p)
         off: NDArray[np.bool_] = sure & (guess != codes)
         return off
-    joint = np.rint(confident_joint(codes, p)).astype(int)  # true class, given label
+    joint = confident_joint(codes, p)  # true class, given label
     by_class, by_rate = np.zeros((2, len(codes)), dtype=bool)
     for k in range(p.shape[1]):
         rows = np.flatnonzero(codes == k)
@@ -232,5 +233,5 @@ def pruned(codes: NDArray[np.int64], p: Scores, prune: str) -> NDArray[np.bool_]
     return pruned_rows
 
 
-def _lowest(rows: NDArray[np.intp], values: Scores, count: int) -> NDArray[np.intp]:
-    return rows[np.argsort(values, kind="stable")[:count]]
+def _lowest(rows: NDArray[np.intp], values: Scores, count: float) -> NDArray[np.intp]:
+    return rows[np.argsort(values, kind="stable")[: round(count)]]

@@ -14,12 +14,14 @@ from robustclf.preprocessing import TabularEncoder
 
 N_NEIGHBOURS = 30
 MAX_REFERENCE = 20_000  # rows among which neighbours are sought: the cost grows with both numbers
+MAX_LEVELS = 100  # of a category that says which rows are near; more would be names
 
 
 def nearest(X: Any, random_state: Any = None) -> NDArray[np.intp]:
     """Return the nearest rows of each row, never itself, ``(sample, neighbour)``.
 
-    Numbers are scaled robustly, categories are 1 apart. Of more than 20,000 rows a random 20,000
+    Numbers are scaled robustly, categories are 1 apart; those with more than 100 levels are left
+    out. Of more than 20,000 rows a random 20,000
     can be neighbours.
     """
     rows = _as_numbers(X)
@@ -43,8 +45,8 @@ def nearest(X: Any, random_state: Any = None) -> NDArray[np.intp]:
 
 
 def _as_numbers(X: Any) -> Any:
-    """Encode a table; categories become indicators that are 1 apart."""
-    encoder = TabularEncoder()
+    """Encode a table; categories become indicators that are 1 apart, but for names and ids."""
+    encoder = TabularEncoder(max_one_hot=0)
     encoded = encoder.set_output(transform="default").fit_transform(X)
     if sparse.issparse(encoded) or not encoder.cardinalities_:
         return encoded
@@ -52,5 +54,7 @@ def _as_numbers(X: Any) -> Any:
     indicators = [
         np.eye(size, dtype=encoded.dtype)[column.astype(int)] / np.sqrt(2)
         for column, size in zip(codes.T, encoder.cardinalities_, strict=True)
+        if size <= MAX_LEVELS
     ]
-    return np.hstack([dense, *indicators])
+    near = np.hstack([dense, *indicators])
+    return near if near.shape[1] else np.zeros((len(near), 1))

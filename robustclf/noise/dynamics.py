@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingDynamics:
     r"""Losses and margins of every row at every epoch, by networks that train on the row.
 

@@ -15,7 +15,7 @@ from robustclf.noise._inputs import check_proba
 Scores = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExampleScores:
     """Scores of every row; None for those that what was given does not tell.
 

@@ -22,7 +22,7 @@ from robustclf.noise.rate import is_noisy, noise_rate
 LIMIT = 1e-6  # probabilities stay this far from 0 and 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LabelIssues:
     """Rows whose labels are probably wrong, the most suspicious first.
 

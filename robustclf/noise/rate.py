@@ -12,7 +12,7 @@ from scipy.stats import beta
 from robustclf.noise._inputs import check_proba
 
 SHARES = (0.1, 0.2, 0.3, 0.5)  # of the rows, the most confident first
-FEWEST_ROWS = 50
+FEWEST_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,10 @@ def rate_estimator(
     order, wrong = _by_confidence(codes, p)
 
     def rate(weight: NDArray[np.float64]) -> float:
-        rows = weight[order].cumsum()
-        bad = (weight[order] * wrong).cumsum()
-        last = np.searchsorted(rows, _sizes(round(rows[-1]))).clip(max=len(rows) - 1)
-        return float((bad[last] / rows[last]).min())
+        rows = np.cumsum(np.append(0, weight[order]))
+        bad = np.cumsum(np.append(0, weight[order] * wrong))
+        sizes = np.minimum(_sizes(round(rows[-1])), rows[-1])
+        return float((np.interp(sizes, rows, bad) / sizes).min())
 
     return rate
 
