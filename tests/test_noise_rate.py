@@ -138,12 +138,29 @@ def test_noise_of_ten_percent_is_seen():
 
 def test_tolerance_and_level_move_the_alarm():
     y, p = table(0, 0.1)
-    bound = noise_rate(y, p, confidence_level=0.95).lower_bound
+    bound = noise_rate(y, p, confidence_level=0.975).lower_bound  # one of two tests at level .05
     assert is_noisy(y, p, tolerance=bound - 1e-9)
     assert not is_noisy(y, p, tolerance=bound + 1e-9)
     stricter = noise_rate(y, p, confidence_level=0.999).lower_bound
     assert stricter < bound
     assert is_noisy(y, p, tolerance=bound - 1e-9, level=0.001) is False
+
+
+def test_noise_of_some_classes_is_seen_though_the_surest_rows_are_of_others():
+    """Given labels of class 1 are a third wrong, and its predictions less sure for it."""
+    rng = np.random.default_rng(0)
+    true = np.arange(3000) % 3
+    given = np.where((true == 1) & (rng.random(3000) < 1 / 3), 2, true)
+    sure = np.where(true == 1, 2 / 3, 0.99) + 0.005 * rng.random(3000)
+    p = np.eye(3)[true] * sure[:, None] + (1 - np.eye(3)[true]) * (1 - sure[:, None]) / 2
+    rate = noise_rate(given, p)
+    assert rate.by_class
+    assert rate.rate == pytest.approx(1 / 9, abs=0.03)
+    assert rate.low <= 1 / 9 <= rate.high
+    assert rate.lower_bound == 0  # safe for what must not over-estimate
+    assert is_noisy(given, p)
+    assert not is_noisy(true, p)
+    assert rate_estimator(given, p)(np.ones(3000)) == pytest.approx(rate.rate)
 
 
 # Weights --------------------------------------------------------------------------------------
@@ -203,6 +220,6 @@ def test_predictions_are_no_probabilities():
 
 
 def test_a_rate_is_frozen():
-    rate = NoiseRate(0.1, 0.0, 0.2, 0.0, 0.95, 50)
+    rate = NoiseRate(0.1, 0.0, 0.2, 0.0, False, 0.95, 50)
     with pytest.raises(AttributeError, match="rate"):
         rate.rate = 0.2

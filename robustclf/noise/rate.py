@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,8 @@ from robustclf.noise._inputs import check_proba
 
 SHARES = (0.1, 0.2, 0.3, 0.5)  # of the rows, the most confident first
 FEWEST_ROWS = 100
+FEWEST_OF_CLASS = 10
+LEVEL = 0.05  # at which classes are found to differ in their noise
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class NoiseRate:
     lower_bound : float
         Bound that stays below the rate also where the confidence misleads; for what must not
         over-estimate the noise, such as prediction sets.
+    by_class : bool
+        Whether the classes were found to differ, so that the estimate looks at each.
     confidence_level : float
         Of the interval, two-sided, and of the bound, one-sided.
     n_rows : int
@@ -38,6 +43,7 @@ class NoiseRate:
     low: float
     high: float
     lower_bound: float
+    by_class: bool
     confidence_level: float
     n_rows: int
 
@@ -60,9 +66,10 @@ def noise_rate(
 
     .. math:: \hat r = \min_s \frac{1}{|S_s|} \sum_{i \in S_s} [\arg\max_k p_{ik} \ne y_i]
 
-    with :math:`S_s` the share s of most confident rows, s = 0.1, 0.2, 0.3, 0.5. The interval is
-    that of Clopper and Pearson for the share that attains the minimum; the bound is the smallest
-    lower limit over the shares, each at a level of its own so that all hold together.
+    with :math:`S_s` the share s of most confident rows, s = 0.1, 0.2, 0.3, 0.5. Where the labels of
+    some classes are evidently worse than those of others (the same count within each predicted
+    class, in the mean over the classes, has a lower limit above :math:`\hat r` at level 0.05), the
+    minimum is taken in each class, and the mean over the classes is the estimate.
 
     Parameters
     ----------
@@ -77,6 +84,9 @@ def noise_rate(
     Returns
     -------
     NoiseRate
+        The interval is that of Clopper and Pearson for the share that attains the minimum. The
+        bound is the least of the lower limits over the shares of all rows, each at a level of its
+        own so that all hold together.
 
     Raises
     ------
@@ -85,9 +95,10 @@ def noise_rate(
 
     Notes
     -----
-    Assumed is that wrong labels are as frequent where the classifier is sure as elsewhere. Noise
-    that hits hard rows alone, or classes that are never predicted with confidence, is
-    under-estimated. Counting all rows, as confident joints do, adds the classifier's own errors.
+    Assumed is that within a class wrong labels are as frequent where the classifier is sure as
+    elsewhere. Noise that hits hard rows alone is under-estimated; two classes that the features
+    do not tell apart can look noisy. Counting all rows, as confident joints do, adds the
+    classifier's own errors.
 
     Examples
     --------
@@ -102,18 +113,19 @@ def noise_rate(
     """
     _check_level("confidence_level", confidence_level)
     codes, p, _ = check_proba(y, proba, classes)
-    _, wrong = _by_confidence(codes, p)
     alpha = 1 - confidence_level
-    counted = {m: int(wrong[:m].sum()) for m in _sizes(len(wrong))}
-    m = min(counted, key=lambda m: (counted[m] / m, -m))
-    bounds = [_low(k, m, alpha / len(counted)) for m, k in counted.items()]
+    overall, by_class = _count(codes, p)(np.ones(len(codes)))
+    differ = by_class.bound(LEVEL) > overall.rate
+    counted = by_class if differ and by_class.rate > overall.rate else overall
+    k, m = counted.wrong[counted.best], counted.rows[counted.best]
     return NoiseRate(
-        rate=counted[m] / m,
-        low=_low(counted[m], m, alpha / 2),
-        high=_high(counted[m], m, alpha / 2),
-        lower_bound=min(bounds),
+        rate=counted.rate,
+        low=min(_low(k, m, alpha / 2), counted.rate),
+        high=_high(k, m, alpha / 2),
+        lower_bound=overall.bound(alpha),
+        by_class=counted is by_class,
         confidence_level=confidence_level,
-        n_rows=m,
+        n_rows=round(m),
     )
 
 
@@ -127,8 +139,9 @@ def is_noisy(
 ) -> bool:
     r"""Test whether more than a tolerable share of labels is wrong.
 
-    The hypothesis :math:`r \le r_0` is rejected where the safe lower bound of :func:`noise_rate`
-    at confidence :math:`1 - \alpha` exceeds the tolerance :math:`r_0`.
+    The hypothesis :math:`r \le r_0` is rejected where the lower limit of what :func:`noise_rate`
+    counts, over all rows or within the classes, exceeds the tolerance :math:`r_0` at the level
+    :math:`\alpha`.
 
     Parameters
     ----------
@@ -137,7 +150,8 @@ def is_noisy(
     tolerance : float, default=0.02
         Share of wrong labels that is not worth cleaning; also what hard rows may look like.
     level : float, default=0.05
-        Probability :math:`\alpha` of a false alarm.
+        Probability :math:`\alpha` of a false alarm, where the most confident predictions of right
+        labels are right.
 
     Returns
     -------
@@ -160,8 +174,23 @@ def is_noisy(
     """
     _check_level("tolerance", tolerance)
     _check_level("level", level)
-    rate = noise_rate(y, proba, classes=classes, confidence_level=1 - level)
-    return rate.lower_bound > tolerance
+    codes, p, _ = check_proba(y, proba, classes)
+    counts = _count(codes, p)(np.ones(len(codes)))
+    return max(counted.bound(level / 2) for counted in counts) > tolerance
+
+
+def rate_estimator(
+    codes: NDArray[np.int64], p: NDArray[np.float64]
+) -> Callable[[NDArray[np.float64]], float]:
+    """Return the estimate of :func:`noise_rate` as a function of the weights of the rows."""
+    count = _count(codes, p)
+
+    def rate(weight: NDArray[np.float64]) -> float:
+        overall, by_class = count(weight)
+        differ = by_class.bound(LEVEL) > overall.rate
+        return max(overall.rate, by_class.rate) if differ else overall.rate
+
+    return rate
 
 
 def _check_level(name: str, value: float) -> None:
@@ -169,38 +198,65 @@ def _check_level(name: str, value: float) -> None:
         raise ValueError(f"{name} must be between 0 and 1, got {value!r}.")
 
 
-def rate_estimator(
+class _Counted(NamedTuple):
+    """Rows with a prediction unlike the label, among the most confident of each share."""
+
+    wrong: NDArray[np.float64]  # (share,)
+    rows: NDArray[np.float64]  # (share,)
+    rate: float
+
+    @property
+    def best(self) -> int:
+        """The share with the lowest rate; of equal ones that with most rows."""
+        order = np.lexsort((-self.rows, self.wrong / self.rows))
+        return int(order[0])
+
+    def bound(self, alpha: float) -> float:
+        """Lower limit of the rate that holds for all shares together."""
+        pairs = set(zip(self.wrong.tolist(), self.rows.tolist(), strict=True))
+        return min(_low(k, m, alpha / len(pairs)) for k, m in pairs)
+
+
+def _count(
     codes: NDArray[np.int64], p: NDArray[np.float64]
-) -> Callable[[NDArray[np.float64]], float]:
-    """Return the estimate of :func:`noise_rate` as a function of the weights of the rows."""
-    order, wrong = _by_confidence(codes, p)
-
-    def rate(weight: NDArray[np.float64]) -> float:
-        rows = np.cumsum(np.append(0, weight[order]))
-        bad = np.cumsum(np.append(0, weight[order] * wrong))
-        sizes = np.minimum(_sizes(round(rows[-1])), rows[-1])
-        return float((np.interp(sizes, rows, bad) / sizes).min())
-
-    return rate
-
-
-def _by_confidence(
-    codes: NDArray[np.int64], p: NDArray[np.float64]
-) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Return the rows, the most confident first, and whether the prediction is not the label."""
+) -> Callable[[NDArray[np.float64]], tuple[_Counted, _Counted]]:
+    """Return what counts weighted rows: all together, and within the predicted classes."""
     order = np.argsort(-p.max(axis=1), kind="stable")
-    return order, (p.argmax(axis=1) != codes)[order]
+    predicted = p.argmax(axis=1)[order]
+    differs = predicted != codes[order]
+    groups = [np.flatnonzero(predicted == k) for k in np.unique(predicted)]
+
+    def count(weight: NDArray[np.float64]) -> tuple[_Counted, _Counted]:
+        w = weight[order]
+        wrong, rows = _at_shares(w, differs, FEWEST_ROWS)
+        overall = _Counted(wrong, rows, float((wrong / rows).min()))
+        some = [group for group in groups if w[group].any()]
+        if len(some) == 1:
+            return overall, overall
+        share = np.array([w[group].sum() for group in some]) / w.sum()
+        parts = [_at_shares(w[group], differs[group], FEWEST_OF_CLASS) for group in some]
+        rates = np.array([wrong / rows for wrong, rows in parts])  # (class, share)
+        sizes = np.sum([rows for _, rows in parts], axis=0)
+        mean = float(share @ rates.min(axis=1))
+        return overall, _Counted(share @ rates * sizes, sizes, mean)
+
+    return count
 
 
-def _sizes(n: int) -> list[int]:
-    """Return numbers of most confident rows, from small to large."""
-    return sorted({min(n, max(FEWEST_ROWS, round(share * n))) for share in SHARES})
+def _at_shares(
+    weight: NDArray[np.float64], differs: NDArray[np.bool_], fewest: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the weight of wrong labels among the first rows, and of these, ``(share,)``."""
+    rows = np.cumsum(np.append(0, weight))
+    wrong = np.cumsum(np.append(0, weight * differs))
+    sizes = np.minimum([max(fewest, round(share * rows[-1])) for share in SHARES], rows[-1])
+    return np.interp(sizes, rows, wrong), sizes
 
 
-def _low(k: int, m: int, alpha: float) -> float:
+def _low(k: float, m: float, alpha: float) -> float:
     """Return the lower limit of a binomial share at one-sided level alpha."""
     return float(beta.ppf(alpha, k, m - k + 1)) if k else 0.0
 
 
-def _high(k: int, m: int, alpha: float) -> float:
+def _high(k: float, m: float, alpha: float) -> float:
     return float(beta.ppf(1 - alpha, k + 1, m - k)) if k < m else 1.0

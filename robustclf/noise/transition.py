@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
-from scipy.optimize import nnls
 
 from robustclf._registry import check_known
 from robustclf._rows import as_labels, row_mask
 from robustclf.noise._bootstrap import percentile_interval
+from robustclf.noise._guards import (
+    NO_TRUSTED,
+    Codes,
+    Estimator,
+    Floats,
+    class_prior,
+    guarded,
+    label_counts,
+    limiter,
+    warn_of,
+)
 from robustclf.noise._inputs import check_proba
-from robustclf.noise.rate import rate_estimator
-
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
 
 SLACK = 1e-6  # below a threshold that still counts as confident, as in cleanlab
-FEW_ROWS = 5
-LARGEST_CONDITION = 1e3
 ANCHOR_QUANTILE = 0.97
 EM_ITERATIONS = 500
 EM_TOLERANCE = 1e-8
-TINY = 1e-12  # noise that is none
 ROUGH_TOLERANCE = 1e-5  # of a replicate: far below its deviation from the estimate
 
 
@@ -188,29 +188,46 @@ def estimate_transition(
     told: tuple[Any, ...] = ()
     if method == "trusted":
         told = _trusted_rows(trusted, y_trusted, known, len(codes))
-        _warn_of(known[np.bincount(told[1], minlength=len(known)) == 0], NO_TRUSTED)
+        warn_of(known[np.bincount(told[1], minlength=len(known)) == 0], NO_TRUSTED)
     elif trusted is not None or y_trusted is not None:
         raise ValueError(f"trusted rows are for method='trusted', got method={method!r}.")
-    estimate = METHODS[method](codes, p, *told)
-    limited = _limiter(None if method == "trusted" else rate, codes, p)
-    replicate = partial(estimate, tolerance=ROUGH_TOLERANCE) if method == "em" else estimate
+    rough = {"tolerance": ROUGH_TOLERANCE} if method == "em" else {}
+    limited = limiter(None if method == "trusted" else rate, codes, p)
+    estimate = guarded(METHODS[method](codes, p, *told), limited)
     low, high = percentile_interval(
-        lambda weight: limited(_well_conditioned(_supported(*replicate(weight))), weight),
+        lambda weight: estimate(weight, **rough).transition,
         len(codes),
         p.shape[1:] * 2,
         n_bootstrap=n_bootstrap,
         confidence_level=confidence_level,
         random_state=random_state,
     )
-    every_row = np.ones(len(codes))
-    matrix, support = estimate(every_row)
-    _warn_of(known[support < FEW_ROWS], TOO_FEW)
-    supported = _supported(matrix, support)
-    usable = _well_conditioned(supported)
-    _warn_of(known[(usable != supported).any(axis=1)], DEPENDENT)
-    transition = limited(usable, every_row)
-    prior = _prior(transition, np.bincount(codes, minlength=len(known)) / len(codes))
+    transition = estimate(np.ones(len(codes))).warned(known)
+    prior = class_prior(transition, np.bincount(codes, minlength=len(known)) / len(codes))
     return TransitionEstimate(transition, low, high, known, prior, method, confidence_level)
+
+
+def transition_matrix(
+    codes: Codes,
+    proba: Floats,
+    method: str = "confident_joint",
+    *,
+    weight: Floats | None = None,
+    rate: float | str | None = "estimate",
+) -> Floats:
+    """Return the matrix of :func:`estimate_transition` for weighted rows, without an interval.
+
+    Examples
+    --------
+    >>> codes = np.repeat([0, 0, 1, 1], [40, 10, 50, 0])
+    >>> proba = np.eye(2)[np.repeat([0, 1, 1, 1], [40, 10, 50, 0])] * 0.8 + 0.1
+    >>> transition_matrix(codes, proba, rate=None).round(2)
+    array([[1.  , 0.  ],
+           [0.17, 0.83]])
+    """
+    weight = np.ones(len(codes)) if weight is None else weight
+    estimate = guarded(METHODS[method](codes, proba), limiter(rate, codes, proba))
+    return estimate(weight).warned(np.arange(proba.shape[1]))
 
 
 def confident_joint(codes: Codes, proba: Floats, weight: Floats | None = None) -> Floats:
@@ -251,7 +268,7 @@ def confident_guess(
     """
     weight = np.ones(len(codes)) if weight is None else weight
     own = proba[np.arange(len(codes)), codes]
-    labels = _label_counts(codes, proba, weight)
+    labels = label_counts(codes, proba, weight)
     total = np.bincount(codes, weight * own, minlength=len(labels))
     threshold = np.divide(total, labels, out=np.full(len(labels), np.inf), where=labels > 0)
     confident = proba >= np.maximum(threshold, 2 * SLACK) - SLACK
@@ -265,20 +282,18 @@ def _confident_counts(codes: Codes, proba: Floats, weight: Floats) -> Floats:
 
 def _calibrated(counts: Floats, codes: Codes, weight: Floats) -> Floats:
     joint = np.maximum(counts, np.eye(len(counts)))  # a label nobody is sure of is taken as right
-    calibrated: Floats = joint / joint.sum(axis=0) * _label_counts(codes, joint, weight)
+    calibrated: Floats = joint / joint.sum(axis=0) * label_counts(codes, joint, weight)
     return calibrated
 
 
 # Methods: each prepares a function of row weights that the bootstrap calls often; it returns a
 # matrix, and on how many rows each row of it rests ------------------------------------------------
 
-Estimator = Callable[..., tuple[Floats, Floats]]
-
 
 def _confident_joint(codes: Codes, proba: Floats) -> Estimator:
     def estimate(weight: Floats) -> tuple[Floats, Floats]:
         counts = _confident_counts(codes, proba, weight)
-        labels = _label_counts(codes, proba, weight)
+        labels = label_counts(codes, proba, weight)
         transition = _row_stochastic(_calibrated(counts, codes, weight))
         return transition, np.minimum(counts.sum(axis=1), labels)
 
@@ -291,7 +306,7 @@ def _anchor(codes: Codes, proba: Floats) -> Estimator:
 
     def estimate(weight: Floats) -> tuple[Floats, Floats]:
         total = weight.sum()
-        support = _label_counts(predicted, proba, weight)
+        support = label_counts(predicted, proba, weight)
         quantile = np.maximum(ANCHOR_QUANTILE, 1 - support / total / 2)
         place = np.ceil(quantile * (total - 1))
         below = weight[order].cumsum(axis=1)  # "higher" quantile of rows that count several times
@@ -299,7 +314,7 @@ def _anchor(codes: Codes, proba: Floats) -> Estimator:
             rows[np.searchsorted(counted, at, side="right")]
             for rows, counted, at in zip(order, below, place, strict=True)
         ]
-        return proba[anchors], np.minimum(support, _label_counts(codes, proba, weight))
+        return proba[anchors], np.minimum(support, label_counts(codes, proba, weight))
 
     return estimate
 
@@ -326,7 +341,7 @@ def _em(codes: Codes, proba: Floats) -> Estimator:
             last, transition = transition, _row_stochastic(joint)
             if abs(transition - last).max() < tolerance:
                 break
-        return transition, np.minimum(joint.sum(axis=1), _label_counts(codes, proba, weight))
+        return transition, np.minimum(joint.sum(axis=1), label_counts(codes, proba, weight))
 
     return estimate
 
@@ -369,10 +384,6 @@ METHODS: dict[str, Callable[..., Estimator]] = {
 }
 
 
-def _label_counts(codes: NDArray[np.integer[Any]], proba: Floats, weight: Floats) -> Floats:
-    return np.bincount(codes, weight, minlength=proba.shape[1]).astype(np.float64)
-
-
 def _cross_counts(true: NDArray[np.integer[Any]], given: Codes, weight: Floats, k: int) -> Floats:
     counts = np.bincount(true * k + given, weight, minlength=k * k)
     return counts.astype(np.float64).reshape(k, k)
@@ -383,70 +394,6 @@ def _row_stochastic(counts: Floats) -> Floats:
     total = counts.sum(axis=1, keepdims=True)
     rows: Floats = np.divide(counts, total, out=np.eye(len(counts)), where=total > 0)
     return rows
-
-
-# What makes an estimate usable --------------------------------------------------------------------
-
-NO_TRUSTED = "have no trusted row: their rows of the matrix are those of 'confident_joint'"
-TOO_FEW = (
-    f"have fewer than {FEW_ROWS} rows to estimate their noise from: their rows of the matrix are "
-    "moved towards the identity"
-)
-DEPENDENT = (
-    "cannot be told apart by their labels: their rows of the matrix are moved towards the identity "
-    f"until its condition number is at most {LARGEST_CONDITION:g}"
-)
-
-
-def _warn_of(classes: NDArray[Any], what: str) -> None:
-    if len(classes):
-        warnings.warn(f"classes {classes.tolist()} {what}.", UserWarning, stacklevel=3)
-
-
-def _supported(transition: Floats, support: Floats) -> Floats:
-    """Move the rows of scarce classes towards the identity."""
-    share = np.minimum(support / FEW_ROWS, 1.0)[:, None]
-    return share * transition + (1 - share) * np.eye(len(transition))
-
-
-def _well_conditioned(transition: Floats) -> Floats:
-    """Move rows that depend on each other towards the identity, a tenth at a time."""
-    while True:
-        U, scale, _ = np.linalg.svd(transition)
-        weak = scale < scale[0] / LARGEST_CONDITION
-        if not weak.any():
-            return transition
-        # the part of each class in the combinations that vanish; a row of the identity cannot move
-        part = (U[:, weak] ** 2).sum(axis=1) * (1 - transition.diagonal())
-        step = np.where(part > part.max() / 2, 0.1, 0.0)[:, None]
-        transition = (1 - step) * transition + step * np.eye(len(transition))
-
-
-def _limiter(
-    rate: float | str | None, codes: Codes, proba: Floats
-) -> Callable[[Floats, Floats], Floats]:
-    """Return what scales noise down until no more labels are wrong than ``rate``."""
-    if rate is None:
-        return lambda transition, weight: transition
-    if rate != "estimate" and not (isinstance(rate, Real) and 0 <= rate < 1):
-        raise ValueError(f"rate must be a share in [0, 1), 'estimate' or None, got {rate!r}.")
-    estimated = rate_estimator(codes, proba)
-
-    def limited(transition: Floats, weight: Floats) -> Floats:
-        given = _label_counts(codes, proba, weight) / weight.sum()
-        wrong = float(1 - _prior(transition, given) @ transition.diagonal())
-        most = float(rate) if isinstance(rate, Real) else estimated(weight)
-        share = min(1.0, most / max(wrong, TINY))
-        return share * transition + (1 - share) * np.eye(len(transition))
-
-    return limited
-
-
-def _prior(transition: Floats, given: Floats) -> Floats:
-    """Return the class shares that T turns into the shares of the given labels."""
-    shares = nnls(transition.T, given)[0]
-    prior: Floats = shares / shares.sum()
-    return prior
 
 
 def _trusted_rows(
