@@ -13,6 +13,7 @@ from robustclf import RobustClassifier, list_strategies, make_loss, make_strateg
 from robustclf._device import find_device
 from robustclf.losses._base import LOSSES
 from robustclf.optimizers import OPTIMIZERS
+from robustclf.stopping import PredictionChangeStopping
 
 pytestmark = pytest.mark.gpu
 
@@ -39,6 +40,8 @@ def on_cpu(clf, monkeypatch):
         {"precision": "float64", "strategy": "co_teaching"},
         {"batch_size": 2000},
         {"early_stopping": True},
+        {"early_stopping": PredictionChangeStopping()},
+        {"cross_fit": 2, "track_dynamics": True},
         {"module": torch.nn.Linear, "n_members": 2},
         {"loss": "legendretron", "n_members": 2},
     ],
