@@ -68,9 +68,9 @@ class Transition(Strategy):
     Warns
     -----
     UserWarning
-        If an estimate cannot be right: a class that is predicted for no row, or without trusted
-        row, is then taken for free of noise; a class that mostly gets one other label, for half
-        wrong.
+        If an estimate cannot be right: a class of which few rows are predicted, or without trusted
+        row, is then taken for free of noise, as are classes that labels do not tell apart; a class
+        that mostly gets one other label, for half wrong.
 
     Notes
     -----
@@ -175,13 +175,17 @@ class Transition(Strategy):
         X = self.rows_
         rows = X.rows[X.weight[0, X.rows] > 0]
         p = self.total_[rows].double()
-        T = transition_matrix(
-            X.y[rows].cpu().numpy(),
-            (p / p.sum(-1, keepdim=True)).cpu().numpy(),
-            self.method,
-            weight=X.weight[0, rows].double().cpu().numpy(),
-            rate=self.rate,
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            T = transition_matrix(
+                X.y[rows].cpu().numpy(),
+                (p / p.sum(-1, keepdim=True)).cpu().numpy(),
+                self.method,
+                weight=X.weight[0, rows].double().cpu().numpy(),
+                rate=self.rate,
+            )
+        for warning in caught:
+            _warn(str(warning.message).rstrip("."))
         return _dominant(T)
 
     def _use(self, T: NDArray[Any]) -> None:
