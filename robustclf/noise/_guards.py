@@ -32,10 +32,10 @@ DEPENDENT = (
 )
 
 
-def warn_of(classes: NDArray[Any], what: str) -> None:
-    """Warn of classes, if there are any."""
+def warn_of(classes: NDArray[Any], what: str, stacklevel: int = 3) -> None:
+    """Warn of classes, if there are any, in the name of who called the caller."""
     if len(classes):
-        warnings.warn(f"classes {classes.tolist()} {what}.", UserWarning, stacklevel=4)
+        warnings.warn(f"classes {classes.tolist()} {what}.", UserWarning, stacklevel=stacklevel)
 
 
 def supported(transition: Floats, support: Floats) -> Floats:
@@ -66,8 +66,8 @@ class Guarded(NamedTuple):
 
     def warned(self, classes: NDArray[Any]) -> Floats:
         """Return the matrix; warn of what was mended."""
-        warn_of(classes[self.few], TOO_FEW)
-        warn_of(classes[self.dependent], DEPENDENT)
+        warn_of(classes[self.few], TOO_FEW, stacklevel=4)
+        warn_of(classes[self.dependent], DEPENDENT, stacklevel=4)
         return self.transition
 
 

@@ -231,17 +231,13 @@ class LabelCleaner(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         left = np.bincount(codes, ~changed, minlength=len(self.classes_))
         for k in np.flatnonzero(left == 0):
             changed[rows[codes[rows] == k][-1]] = False  # issues come with the worst first
-        kept, cleaned, weight = np.ones(len(labels), dtype=bool), labels.copy(), weight
-        if self.action == "prune":
-            kept = ~changed
-        elif self.action == "relabel":
-            suggested = np.zeros(len(labels), dtype=self.issues_.suggested.dtype)
-            suggested[rows] = self.issues_.suggested
-            cleaned[changed] = suggested[changed]
-        elif len(rows):
-            right = np.ones(len(labels))
-            right[rows] = 1 - self.issues_.probability
-            weight = np.where(changed, right, 1.0) * (1.0 if weight is None else weight)
+        listed, cleaned = changed[rows], labels.copy()
+        kept = ~changed if self.action == "prune" else np.ones(len(labels), dtype=bool)
+        if self.action == "relabel":
+            cleaned[rows[listed]] = self.issues_.suggested[listed]
+        elif self.action == "reweight" and len(rows):
+            weight = np.ones(len(labels)) if weight is None else weight.copy()
+            weight[rows[listed]] *= 1 - self.issues_.probability[listed]
         known = {} if weight is None else {"sample_weight": weight[kept]}
         self.sample_weight_ = np.where(kept, 1.0 if weight is None else weight, 0.0)
         some = X if kept.all() else _safe_indexing(X, np.flatnonzero(kept))

@@ -145,9 +145,10 @@ def find_label_issues(
     _check_lengths(codes, p, X, dynamics)
     evidence = Evidence(codes, p, X, dynamics, prune, random_state)
     score = METHODS[method](evidence)
-    probability, suggested = _calibrated(evidence, score, known)
+    rate = noise_rate(codes, p, classes=range(len(known))).rate
+    probability, suggested = _calibrated(evidence, score, rate, known)
     order = np.lexsort((evidence.at_label(p), -score))
-    rows = order[: _number(n_issues, method, evidence)]
+    rows = order[: _number(n_issues, method, evidence, rate)]
     index = np.asarray(y.index) if hasattr(y, "index") and hasattr(y, "iloc") else np.arange(len(p))
     return LabelIssues(index[rows], known[codes][rows], suggested[rows], probability[rows], rows)
 
@@ -164,7 +165,7 @@ def _check_lengths(
         )
 
 
-def _number(n_issues: int | float | str, method: str, e: Evidence) -> int:
+def _number(n_issues: int | float | str, method: str, e: Evidence, rate: float) -> int:
     """Return how many rows to return."""
     n = len(e.codes)
     if isinstance(n_issues, str):
@@ -175,7 +176,7 @@ def _number(n_issues: int | float | str, method: str, e: Evidence) -> int:
             return 0
         if method == "confident_learning":
             return int(pruned(e.codes, e.proba, e.prune).sum())
-        return round(n * noise_rate(e.codes, e.proba, classes=range(e.proba.shape[1])).rate)
+        return round(n * rate)
     if isinstance(n_issues, Integral) and n_issues >= 0:
         return min(int(n_issues), n)
     if isinstance(n_issues, Real) and 0 <= n_issues <= 1:
@@ -186,14 +187,15 @@ def _number(n_issues: int | float | str, method: str, e: Evidence) -> int:
     )
 
 
-def _calibrated(e: Evidence, score: Scores, classes: NDArray[Any]) -> tuple[Scores, NDArray[Any]]:
+def _calibrated(
+    e: Evidence, score: Scores, rate: float, classes: NDArray[Any]
+) -> tuple[Scores, NDArray[Any]]:
     """Return the probability of each row to be wrong, monotone in the score, and a better label.
 
     The posterior of the combined method is shifted on the scale of log-odds until its mean is the
     noise rate; a monotone regression carries it over to the score.
     """
     wrong = combined(e).clip(LIMIT, 1 - LIMIT)
-    rate = noise_rate(e.codes, e.proba, classes=range(len(classes))).rate
     odds, rate = logit(wrong), min(max(rate, LIMIT), 1 - LIMIT)
     shift = brentq(lambda s: expit(odds + s).mean() - rate, -50, 50)
     monotone = IsotonicRegression(out_of_bounds="clip").fit_transform(score, expit(odds + shift))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,6 +34,45 @@ class Display:
             ax = plt.subplots(figsize=self.figsize, layout="constrained")[1]
         self.ax_, self.figure_ = ax, ax.figure
         return ax
+
+
+class CrossFitted(Display):
+    """Base class of the displays of given labels beside out-of-fold probabilities."""
+
+    from_predictions: ClassVar[Callable[..., Self]]
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: Any, y: ArrayLike, *, cv: Any = 5, **params: Any
+    ) -> Self:
+        """Draw the given labels beside the predictions of a classifier that is cross-fitted.
+
+        Parameters
+        ----------
+        estimator : classifier with ``predict_proba``
+            If it has ``oof_proba_``, of these rows, it is read (``RobustClassifier(cross_fit=5)``);
+            else copies are fitted.
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : array-like of shape (n_samples,)
+            Given labels.
+        cv : int, splitter or iterable, default=5
+            Folds for the copies.
+        **params
+            As in :meth:`from_predictions`.
+
+        Returns
+        -------
+        display : the display, drawn
+
+        Raises
+        ------
+        ValueError
+            If the estimator is not a classifier.
+        """
+        check_matplotlib(f"{cls.__name__}.from_estimator")
+        proba, classes = out_of_fold(estimator, X, y, cv)
+        return cls.from_predictions(y, proba, **({"classes": classes} | params))
 
 
 def check_matplotlib(caller: str) -> None:

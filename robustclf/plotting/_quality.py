@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,10 +13,9 @@ from robustclf.noise._inputs import SUM_TOLERANCE, check_proba
 from robustclf.noise.issues import find_label_issues
 from robustclf.plotting._base import (
     COLORS,
-    Display,
+    CrossFitted,
     check_matplotlib,
     legend_above,
-    out_of_fold,
     plain,
 )
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 XLABEL = "label quality: out-of-fold probability of the given label"
 
 
-class LabelQualityDisplay(Display):
+class LabelQualityDisplay(CrossFitted):
     """Histogram of label quality, the out-of-fold probability of the given label.
 
     Good labels pile up on the right, wrong ones on the left; what lies between is hard to tell. The
@@ -139,39 +138,6 @@ class LabelQualityDisplay(Display):
         if suspicious is None:
             suspicious = find_label_issues(y, proba, classes=classes).rows
         return cls(quality, suspicious).plot(ax, bins=bins, log=log)
-
-    @classmethod
-    def from_estimator(
-        cls, estimator: Any, X: Any, y: ArrayLike, *, cv: Any = 5, **params: Any
-    ) -> Self:
-        """Draw the quality of given labels by a classifier that is cross-fitted.
-
-        Parameters
-        ----------
-        estimator : classifier with ``predict_proba``
-            If it has ``oof_proba_``, of these rows, it is read (``RobustClassifier(cross_fit=5)``);
-            else copies are fitted.
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        y : array-like of shape (n_samples,)
-            Given labels.
-        cv : int, splitter or iterable, default=5
-            Folds for the copies.
-        **params
-            As in :meth:`from_predictions`.
-
-        Returns
-        -------
-        display : LabelQualityDisplay
-
-        Raises
-        ------
-        ValueError
-            If the estimator is not a classifier.
-        """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
-        proba, classes = out_of_fold(estimator, X, y, cv)
-        return cls.from_predictions(y, proba, **({"classes": classes} | params))
 
 
 def _check_quality(given: ArrayLike) -> NDArray[np.float64]:

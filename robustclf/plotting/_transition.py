@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from robustclf.noise.matrices import check_transition
 from robustclf.noise.transition import TransitionEstimate, estimate_transition
-from robustclf.plotting._base import Display, check_matplotlib, out_of_fold
+from robustclf.plotting._base import CrossFitted, check_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ LARGEST_SIZE = 11.0  # of the numbers, in points
 GLYPH = 0.62  # width of a digit, as a share of the size of the font
 
 
-class TransitionDisplay(Display):
+class TransitionDisplay(CrossFitted):
     """Heat map of a transition matrix, ``T[i, j] = P(given j | true i)``.
 
     The colour grows with the square root of the probability, so that rare errors show beside the
@@ -206,39 +206,6 @@ class TransitionDisplay(Display):
         estimate = estimate_transition(y, proba, method, classes=classes, **params)
         display = cls(estimate.transition, estimate.low, estimate.high, estimate.classes)
         return display.plot(ax, cmap=cmap, colorbar=colorbar, text_kw=text_kw)
-
-    @classmethod
-    def from_estimator(
-        cls, estimator: Any, X: Any, y: ArrayLike, *, cv: Any = 5, **params: Any
-    ) -> Self:
-        """Estimate the matrix from a classifier that is cross-fitted, and draw it.
-
-        Parameters
-        ----------
-        estimator : classifier with ``predict_proba``
-            If it has ``oof_proba_``, of these rows, it is read (``RobustClassifier(cross_fit=5)``);
-            else copies are fitted.
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        y : array-like of shape (n_samples,)
-            Given labels.
-        cv : int, splitter or iterable, default=5
-            Folds for the copies.
-        **params
-            As in :meth:`from_predictions`.
-
-        Returns
-        -------
-        display : TransitionDisplay
-
-        Raises
-        ------
-        ValueError
-            If the estimator is not a classifier.
-        """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
-        proba, classes = out_of_fold(estimator, X, y, cv)
-        return cls.from_predictions(y, proba, **({"classes": classes} | params))
 
 
 def _number(value: float) -> str:

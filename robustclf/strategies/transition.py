@@ -50,7 +50,7 @@ class Transition(Strategy):
         predictions until then, and used; one that is given is used from the first epoch.
     rate : float, "estimate" or None, default=None
         Share of wrong labels that an estimate may not exceed: see there, too. "estimate" costs less
-        on clean labels (vowel .93 instead of .91) and gains less where some classes have wrong
+        on clean labels (vowel .92 instead of .91) and gains less where some classes have wrong
         labels and others not (digits .91 instead of .93, plain .76).
 
     Attributes
