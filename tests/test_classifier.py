@@ -274,7 +274,7 @@ def test_activations_fit_and_pickle(iris, activation):
 def test_hidden_and_dropout_reach_the_network(iris):
     clf = small(hidden=[5, 3], dropout=0.4).fit(*iris)
     assert [layer.weight.shape[2] for layer in clf.net_.module_.body.layers] == [5, 3]
-    assert clf.net_.module_.body.dropout == 0.4
+    assert clf.net_.module_.body.dropout.p == 0.4
     assert_array_equal(clf.predict_proba(iris[0]), clf.predict_proba(iris[0]))
 
 

@@ -15,6 +15,7 @@ from robustclf.modules import (
     ACTIVATIONS,
     EMBEDDINGS,
     MODULES,
+    Dropout,
     MemberLayerNorm,
     MemberLinear,
     PeriodicEmbedding,
@@ -193,6 +194,32 @@ def test_dropout_acts_in_training_only(module):
     assert mean.shape == (2, 7, 40)
     network.eval()
     assert_close(network(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("p", [0.3, 0.5, 0.9])
+def test_dropout_is_unbiased_and_independent(p):
+    x = torch.full((2, 101, 997), 1.5, dtype=torch.float64, requires_grad=True)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        out = Dropout(p)(x)
+        other = Dropout(p)(x)
+    dropped = out == 0
+    n = dropped.numel()
+    assert abs(dropped.double().mean() - p) < 4 * (p * (1 - p) / n) ** 0.5
+    assert_close(out.max().item(), 1.5 / (1 - p), rtol=2**-12, atol=0)
+    out.sum().backward()
+    assert_close(x.grad, out.detach() / 1.5)
+    for also in (dropped.roll(1, -1), dropped.roll(4, -1), dropped.roll(1, 0), other == 0):
+        joint = (dropped & also).double().mean()
+        assert abs(joint - p * p) < 5 * (p * p * (1 - p * p) / n) ** 0.5
+
+
+def test_dropout_at_its_limits():
+    x = torch.ones(1, 2, 3)
+    assert Dropout(0.0)(x) is x
+    assert Dropout(0.5).eval()(x) is x
+    for p in (1e-9, 1 - 1e-9):
+        assert Dropout(p)(x).isfinite().all()
 
 
 @pytest.mark.parametrize("module", MODULES.names())

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from robustclf._registry import Registry, check_known
 from robustclf.modules._layers import (
     Activation,
+    Dropout,
     MemberLayerNorm,
     MemberLinear,
     PeriodicEmbedding,
@@ -26,6 +27,7 @@ from robustclf.modules._networks import MLP, ModuleMembers, Network, ResNet
 
 __all__ = [
     "MLP",
+    "Dropout",
     "MemberLayerNorm",
     "MemberLinear",
     "ModuleMembers",
@@ -48,8 +50,9 @@ MODULES.register("resnet")(ResNet)
 MODULES.register("nested_mlp")(NestedMLP)
 MODULES.register("nested_resnet")(NestedResNet)
 
-ACTIVATIONS: dict[str, Activation] = {"tanh": torch.tanh} | {
-    name: getattr(F, name) for name in ("relu", "gelu", "silu", "selu", "elu", "mish", "leaky_relu")
+# relu in place: nothing else reads what the layer before it computes
+ACTIVATIONS: dict[str, Activation] = {"relu": F.relu_, "tanh": torch.tanh} | {
+    name: getattr(F, name) for name in ("gelu", "silu", "selu", "elu", "mish", "leaky_relu")
 }
 
 EMBEDDINGS = Registry("numeric_embedding", nn.Module)

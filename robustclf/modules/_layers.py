@@ -67,6 +67,44 @@ class MemberLayerNorm(nn.Module):
         return torch.addcmul(self.shift, F.layer_norm(x, x.shape[-1:]), self.scale)
 
 
+class Dropout(nn.Module):
+    """Set units to zero with probability p and divide the others by 1 - p.
+
+    On a CPU a unit takes 16 random bits, four units a draw, which is several times faster than the
+    Bernoulli draws of :func:`torch.nn.functional.dropout`; p is rounded to a multiple of 2^-16.
+
+    Parameters
+    ----------
+    p : float in [0, 1)
+
+    Examples
+    --------
+    >>> Dropout(0.5)(torch.ones(2, 8, 4)).unique()
+    tensor([0., 2.])
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop units of ``(member, sample, k)`` while training."""
+        if not self.training or not self.p:
+            return x
+        if x.is_cuda:
+            return F.dropout(x, self.p)
+        return x * drop_mask(x.shape, self.p, x)
+
+
+def drop_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
+    """Return 0 with probability p and else 1 / (1 - p), for each of ``shape``."""
+    n, levels = math.prod(shape), 2**16
+    dropped = min(round(p * levels), levels - 1)
+    draws = torch.empty(-(-n // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    kept = draws.view(torch.int16)[:n].view(*shape) >= dropped - levels // 2
+    return kept.to(like.dtype).mul_(levels / (levels - dropped))
+
+
 class CategoryEmbedding(MemberLayer):
     """One embedding table per member for a column of category codes.
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from robustclf.modules._layers import (
     Activation,
+    Dropout,
     MemberLayer,
     MemberLayerNorm,
     MemberLinear,
@@ -77,21 +78,19 @@ class MLP(Headed):
         self.layers = nn.ModuleList(MemberLinear(n_members, i, o) for i, o in pairwise(widths))
         self.head = MemberLinear(n_members, widths[-1], n_classes, gain=math.sqrt(1 / 3))
         self.activation = activation
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
 
     def embed(self, x: Tensor) -> Tensor:
         """Return what the last hidden layer says, ``(member, sample, width)``."""
         for i, layer in enumerate(self.layers, start=1):
             x = self.activation(layer(x))
-            x = self._dropped(x) if i < len(self.layers) else self.drop(x)
+            x = self.dropout(x) if i < len(self.layers) else self.drop(x)
         return x
 
     def drop(self, features: Tensor) -> Tensor:
         """Apply dropout to the last hidden layer as to the others."""
-        return self._dropped(features)
-
-    def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        dropped: Tensor = self.dropout(features)
+        return dropped
 
 
 class ResNet(Headed):
@@ -144,14 +143,14 @@ class ResNet(Headed):
         self.project = nn.ModuleList(MemberLinear(n_members, h, width, gain=1.0) for h in hidden)
         self.head = MemberLinear(n_members, width, n_classes, gain=math.sqrt(1 / 3))
         self.activation = activation
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the normalised residual stream after the last block."""
         x = self.stem(x)
         for norm, expand, project in zip(self.norms, self.expand, self.project, strict=False):
-            inner = F.dropout(self.activation(expand(norm(x))), self.dropout, self.training)
-            x = x + F.dropout(project(inner), self.dropout, self.training)
+            inner = self.dropout(self.activation(expand(norm(x))))
+            x = x + self.dropout(project(inner))
         return self.drop(self.activation(self.norms[-1](x)))
 
 
