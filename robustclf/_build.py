@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import validate_data
+from torch import Tensor
 
-from robustclf._device import check_precision, find_device
+from robustclf._device import check_precision, find_device, resumed
 from robustclf._dynamics import DynamicsRecorder
-from robustclf._net import SCHEDULES, Criterion, RobustNet, TrainingSet
+from robustclf._net import SCHEDULES, Criterion, RobustNet, TrainingSet, out_of_fold
 from robustclf._progress import Progress
 from robustclf._rows import Rows, encode_labels, row_weights
 from robustclf.losses import Loss, make_loss
@@ -31,6 +32,44 @@ BIN_ROWS = 10_000  # rows that the bins of a piecewise-linear embedding are quan
 SAMPLES_SEEN = 60_000  # by max_epochs="auto", between 40 and 150 epochs
 DROPOUT = 0.3
 FOLDS = 5  # of a strategy that needs some, unless cross_fit says how many
+
+
+@dataclass
+class Prepared:
+    """A fit that can begin: nothing of the estimator has changed yet."""
+
+    classes: NDArray[Any]
+    encoder: Any
+    net: RobustNet
+    data: TrainingSet
+    missing: NDArray[np.bool_]
+    folds: NDArray[np.int64] | None
+    states: list[Tensor]  # of the random generators
+
+    def train(self) -> None:
+        """Train the networks."""
+        with resumed(self.states, self.net.device):
+            self.net.fit(self.data, None)
+
+    def so_far(self) -> dict[str, Any]:
+        """Return what predicts, while the training may go on."""
+        known = {"classes_": self.classes, "encoder_": self.encoder}
+        return known | {"net_": self.net, "history_": self.net.history}
+
+    def fitted(self) -> dict[str, Any]:
+        """Return what the estimator has learned, and keep no more than that."""
+        net, data, learned = self.net, self.data, self.so_far()
+        if self.folds is not None:
+            proba = out_of_fold(net, data, torch.from_numpy(self.folds))
+            learned["oof_proba_"] = proba
+            quality = proba[np.arange(len(proba)), data.y.cpu().numpy()]
+            learned["label_quality_"] = np.where(self.missing, np.nan, quality)
+        for _, callback in net.callbacks_:
+            if isinstance(callback, DynamicsRecorder):
+                learned["dynamics_"] = callback.dynamics_.without(self.missing)
+                del callback.dynamics_
+        net.release()
+        return learned
 
 
 @dataclass(frozen=True)
@@ -90,23 +129,24 @@ class Method:
         """Whether rows without label take part in the fit."""
         return any(s.uses_unlabelled for s in self.strategies)
 
-    def check_told(self, missing: NDArray[np.bool_], **known: Any) -> None:
+    def check_told(self, missing: NDArray[np.bool_], stacklevel: int = 4, **known: Any) -> None:
         """Raise ``ValueError`` for what a strategy needs to know; warn of what none reads."""
         for name, value in known.items():
             needing = [s for s in self.strategies if name in s.needs]
             if needing and value is None:
                 raise ValueError(f"strategy {needing[0]!r} needs {name}: fit(X, y, {name}=...).")
             if not needing and value is not None:
-                self._warn(f"{name} has no effect")
+                self._warn(f"{name} has no effect", stacklevel)
         if missing.any() and not self.uses_unlabelled:
-            self._warn(f"{missing.sum()} of {len(missing)} rows have no label and are left out")
+            n = missing.sum()
+            self._warn(f"{n} of {len(missing)} rows have no label and are left out", stacklevel)
 
-    def _warn(self, what: str) -> None:
+    def _warn(self, what: str, stacklevel: int) -> None:
         strategies = ", ".join(map(repr, self.strategies)) or "none"
         warnings.warn(
             f"{what}: no strategy of this classifier ({strategies}) learns from that.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 
@@ -161,11 +201,11 @@ def make_encoder(clf: Any) -> Any:
     return encoder.set_output(transform="default")
 
 
-def fit_encoder(encoder: Any, X: Any, weight: NDArray[Any] | None) -> Any:
-    """Fit the encoder; return the encoded rows, an array or a CSR matrix."""
+def fit_encoder(encoder: Any, X: Any, weight: NDArray[Any] | None) -> tuple[Any, Any]:
+    """Fit the encoder; return it and the encoded rows, an array or a CSR matrix."""
     if isinstance(encoder, TabularEncoder):
-        return encoder.fit_transform(X, sample_weight=weight)
-    return _as_rows(encoder.fit_transform(X))
+        return encoder, encoder.fit_transform(X, sample_weight=weight)
+    return encoder, _as_rows(encoder.fit_transform(X))
 
 
 def encode(encoder: Any, X: Any) -> Any:

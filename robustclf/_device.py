@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robustclf._registry import check_known, closest
 
@@ -55,9 +56,40 @@ def check_precision(precision: str, device: str) -> None:
 @contextmanager
 def seeded(seed: int, device: str) -> Iterator[None]:
     """Seed torch for a fit and leave the caller's generators as they were."""
-    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(cuda):
-        torch.default_generator.manual_seed(seed)
-        for index in cuda:
-            torch.cuda.default_generators[index.index or 0].manual_seed(seed)
+    with torch.random.fork_rng(_cuda(device)):
+        for generator in default_generators(device):
+            generator.manual_seed(seed)
         yield
+
+
+def random_states(device: str) -> list[Tensor]:
+    """Return the states of the generators that a fit on ``device`` draws from."""
+    return [generator.get_state() for generator in default_generators(device)]
+
+
+@contextmanager
+def resumed(states: list[Tensor], device: str) -> Iterator[None]:
+    """Go on drawing from states, and leave the caller's generators as they were."""
+    with torch.random.fork_rng(_cuda(device)):
+        for generator, state in zip(default_generators(device), states, strict=True):
+            generator.set_state(state)
+        yield
+
+
+def _cuda(device: str) -> list[torch.device]:
+    return [torch.device(device)] if torch.device(device).type == "cuda" else []
+
+
+def default_generators(device: str) -> list[torch.Generator]:
+    """Return the generators that a fit on ``device`` draws from: of the CPU and of the device."""
+    on_cuda = [torch.cuda.default_generators[d.index or 0] for d in _cuda(device)]
+    return [torch.default_generator, *on_cuda]
+
+
+def generators_at(states: list[Tensor], device: str) -> list[torch.Generator]:
+    """Return generators of their own that go on from states."""
+    places = [torch.device("cpu"), *_cuda(device)]
+    generators = [torch.Generator(place) for place in places]
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+    return generators

@@ -95,6 +95,13 @@ class TrainingSet:
                 setattr(self, field.name, value.to(net.device, dtype))
         return self
 
+    def datasets(self) -> dict[str, Any]:
+        """Return the rows as skorch hands them to callbacks."""
+        return {
+            "dataset_train": Subset(Dataset(self.x, self.y), self.rows),  # type: ignore[arg-type]
+            "dataset_valid": None if self.x_valid is None else Dataset(self.x_valid, self.y_valid),
+        }
+
     def batch(self, index: Tensor) -> Batch:
         """Gather the rows of one step."""
         weight = self.weight.index_select(1, index)
@@ -103,6 +110,12 @@ class TrainingSet:
         else:  # sparse rows become dense only here
             x = torch.from_numpy(self.x[index.cpu().numpy()].toarray()).to(weight)
         return Batch(x, self.y.index_select(0, index), weight, index)
+
+
+def batch_cuts(n: int, batch_size: int) -> list[int]:
+    """Return where an epoch of n rows is cut: batches of equal size, none tiny at the end."""
+    n_batches = max(1, round(n / batch_size))
+    return [n * k // n_batches for k in range(n_batches + 1)]
 
 
 def _one_cycle(t: float, warm_up: float = 0.1) -> float:
@@ -220,9 +233,7 @@ class RobustNet(NeuralNetClassifier):
 
     def train_step(self, batch: Batch, **fit_params: Any) -> Tensor:
         """Take one step on ``mean_i w_i * loss(f(x_i), t_i) + R`` and return its value."""
-        for strategy in self._listening["on_batch"]:
-            batch = strategy.on_batch(self, batch)
-        logits = None
+        batch, logits = self.edited(batch), None
 
         def objective() -> Tensor:
             nonlocal logits
@@ -230,17 +241,7 @@ class RobustNet(NeuralNetClassifier):
             optimizer.zero_grad()
             with self._autocast() if first else self._second_look():
                 logits = self._forward(batch)
-            if first:
-                batch.logits = logits.detach()
-                self._relabel(batch, batch.logits)
-            criterion = WARM_UP_LOSS if self.warming else self.criterion_
-            loss = criterion(self._observed(batch, logits), batch.target)
-            if first:
-                self._weigh(batch, loss.detach())
-            weighted = batch.weight * loss
-            for strategy in self._listening["penalty"]:
-                weighted = weighted + strategy.penalty(self, batch, logits)
-            value: Tensor = weighted.mean(-1)  # over samples; each member has its own mean
+            value = self.objective(batch, logits, first)
             value.sum().backward()
             if self._listening["on_grad_computed"]:
                 parameters = list(self.get_all_learnable_params())
@@ -251,6 +252,29 @@ class RobustNet(NeuralNetClassifier):
         if self._listening["on_batch_end"]:
             self.notify("on_batch_end", batch=batch, training=True, y_pred=logits, loss=value)
         return value
+
+    def edited(self, batch: Batch) -> Batch:
+        """Return the batch as the strategies want it."""
+        for strategy in self._listening["on_batch"]:
+            batch = strategy.on_batch(self, batch)
+        return batch
+
+    def objective(self, batch: Batch, logits: Tensor, first: bool) -> Tensor:
+        """Return ``mean_i w_i * loss(f(x_i), t_i) + R`` of each member.
+
+        Targets and weights are set at the first evaluation of a step.
+        """
+        if first:
+            batch.logits = logits.detach()
+            self._relabel(batch, batch.logits)
+        criterion = WARM_UP_LOSS if self.warming else self.criterion_
+        loss = criterion(self._observed(batch, logits), batch.target)
+        if first:
+            self._weigh(batch, loss.detach())
+        weighted = batch.weight * loss
+        for strategy in self._listening["penalty"]:
+            weighted = weighted + strategy.penalty(self, batch, logits)
+        return weighted.mean(-1)  # over samples; each member has its own mean
 
     def _forward(self, batch: Batch) -> Tensor:
         if self._needs_features:
@@ -299,33 +323,43 @@ class RobustNet(NeuralNetClassifier):
         self, X: TrainingSet, y: Any = None, epochs: int | None = None, **fit_params: Any
     ) -> RobustNet:
         """Train for ``epochs`` epochs on batches cut from a permutation of the rows."""
-        hooks = ("epoch_rows", "on_batch", "relabel", "observe", "weigh", "penalty")
-        callbacks = [callback for _, callback in self.callbacks_]
-        self._listening: dict[str, list[Any]] = {
-            hook: [s for s in self.strategies if overrides(s, hook)] for hook in hooks
-        } | {
-            hook: [c for c in callbacks if overrides(c, hook)]
-            for hook in ("on_batch_begin", "on_batch_end", "on_grad_computed")
-        }
-        self._needs_features = any("features" in s.needs for s in self.strategies)
-        self.interrupted_ = False
+        self.listen()
         if self.optimizer_ is None:
             self._initialize_optimizer()
         epochs = self.max_epochs if epochs is None else epochs
-        data: dict[str, Any] = {
-            "dataset_train": Subset(Dataset(X.x, X.y), X.rows),  # type: ignore[arg-type]
-            "dataset_valid": None if X.x_valid is None else Dataset(X.x_valid, X.y_valid),
-        }
+        data = X.datasets()
         try:
             for epoch in range(epochs):
                 self.notify("on_epoch_begin", **data)
                 self._train_epoch(X, epoch, epochs)
-                self._validate(X)
+                self.validate(X)
                 self.notify("on_epoch_end", **data)
         except KeyboardInterrupt:
-            stops = [c for c in callbacks if isinstance(c, EarlyStopping)]
-            self.interrupted_ = not any(c.misses_ == c.patience for c in stops)
+            self.interrupted_ = not self.has_stopped()
         return self
+
+    def listen(self) -> None:
+        """Find out who does anything in which hook."""
+        hooks = ("epoch_rows", "on_batch", "relabel", "observe", "weigh", "penalty")
+        self._listening: dict[str, list[Any]] = {
+            hook: [s for s in self.strategies if overrides(s, hook)] for hook in hooks
+        } | {
+            hook: [c for _, c in self.callbacks_ if overrides(c, hook)]
+            for hook in ("on_batch_begin", "on_batch_end", "on_grad_computed")
+        }
+        self._needs_features = any("features" in s.needs for s in self.strategies)
+        self.interrupted_ = False
+
+    def with_members(self, n: int, criterion: Criterion) -> RobustNet:
+        """Return this net for the objective of n members, of which it has some."""
+        wider: RobustNet = object.__new__(type(self))
+        wider.__dict__ |= self.__dict__ | {"n_stacked": n, "criterion_": criterion}
+        return wider
+
+    def has_stopped(self) -> bool:
+        """Tell whether a rule of early stopping ended the training."""
+        stops = [c for _, c in self.callbacks_ if isinstance(c, EarlyStopping)]
+        return any(c.misses_ == c.patience for c in stops)
 
     def _train_epoch(self, data: TrainingSet, epoch: int, epochs: int) -> None:
         started = time.perf_counter()
@@ -334,27 +368,29 @@ class RobustNet(NeuralNetClassifier):
             rows = strategy.epoch_rows(self, rows)
         n = len(rows)
         order = rows[torch.randperm(n).to(rows.device)]
-        n_batches = max(1, round(n / self.batch_size))  # of equal size, none tiny at the end
-        cuts = [n * k // n_batches for k in range(n_batches + 1)]
         total: Tensor | float = 0.0
         self.warming = epoch < round(self.warm_up * epochs)
         self.criterion_.at_epoch(self.epoch)
         self.module_.train()
-        for start, stop in pairwise(cuts):
+        for start, stop in pairwise(batch_cuts(n, self.batch_size)):
             self._set_lr((epoch + start / n) / epochs)
             batch = data.batch(order[start:stop])
             if self._listening["on_batch_begin"] or self._listening["on_batch_end"]:
                 self.notify("on_batch_begin", batch=batch, training=True)
             total = total + self.train_step(batch) * ((stop - start) / n)
-        loss = float(total) / self.n_stacked
+        lr = self.optimizer_.param_groups[0]["lr"]
+        self.record(float(total) / self.n_stacked, lr, time.perf_counter() - started)
+
+    def record(self, loss: float, lr: float, seconds: float) -> None:
+        """Write an epoch into the history; raise ``DivergenceError`` for a loss that is none."""
         self.history.record("train_loss", loss)
-        self.history.record("lr", self.optimizer_.param_groups[0]["lr"])
-        self.history.record("dur", time.perf_counter() - started)
+        self.history.record("lr", lr)
+        self.history.record("dur", seconds)
         if not math.isfinite(loss):
             raise DivergenceError(
-                f"The training loss became {loss} in epoch {epoch + 1} of {epochs} "
-                f"(lr={self.lr:g}, loss={self.criterion_.loss!r}). Try a smaller lr, "
-                "precision='float32', or a bounded loss such as 'gce' or 'mae'."
+                f"The training loss became {loss} in epoch {len(self.history)} of "
+                f"{self.max_epochs} (lr={self.lr:g}, loss={self.criterion_.loss!r}). Try a smaller "
+                "lr, precision='float32', or a bounded loss such as 'gce' or 'mae'."
             )
 
     def _set_lr(self, t: float) -> None:
@@ -362,7 +398,8 @@ class RobustNet(NeuralNetClassifier):
             for group in self.optimizer_.param_groups:
                 group["lr"] = self.lr * self.schedule(t)
 
-    def _validate(self, data: TrainingSet) -> None:
+    def validate(self, data: TrainingSet) -> None:
+        """Record the accuracy on the rows held out, where there are any."""
         if data.x_valid is None or data.y_valid is None:
             return
         weight = data.weight_valid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from robustclf._build import (
     Method,
+    Prepared,
     check_classes,
     encode,
     fit_encoder,
@@ -28,9 +29,8 @@ from robustclf._build import (
     plan_rows,
     training_set,
 )
-from robustclf._device import seeded
-from robustclf._dynamics import DynamicsRecorder
-from robustclf._net import CHUNK, SCHEDULES, out_of_fold
+from robustclf._device import random_states, seeded
+from robustclf._net import CHUNK, SCHEDULES
 from robustclf._params import NestedParamsMixin
 from robustclf._rows import (
     as_labels,
@@ -339,6 +339,31 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         DivergenceError
             If the training loss becomes infinite or not a number.
         """
+        prepared = self._prepare(X, y, sample_weight, X_val, y_val, groups, trusted)
+        prepared.train()
+        self._keep(prepared.fitted())
+        if self.net_.interrupted_:
+            warnings.warn(
+                f"The fit was interrupted in epoch {len(self.history_)} of "
+                f"{self.net_.max_epochs}; the model keeps the weights it had then.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def _prepare(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: ArrayLike | None = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        groups: ArrayLike | None = None,
+        trusted: ArrayLike | None = None,
+        *,
+        encoded: Callable[..., tuple[Any, Any]] | None = None,
+    ) -> Prepared:
+        """Do all of a fit but the training; ``encoded`` may know the encoder and the rows."""
         self._validate_params()
         labels, missing = split_labels(y)
         check_consistent_length(X, missing)
@@ -350,7 +375,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         y_val = y_val if y_val is None else as_labels(y_val, method.classes, "y_val")
         groups = group_codes(groups, len(missing))
         trusted = row_mask(trusted, len(missing), "trusted")
-        method.check_told(missing, groups=groups, trusted=trusted)
+        method.check_told(missing, stacklevel=5, groups=groups, trusted=trusted)
         rng = check_random_state(self.random_state)
         rows = plan_rows(
             self,
@@ -365,35 +390,15 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             trusted=trusted,
         )
         check_classes(method.classes[np.unique(rows.codes[rows.trained[~missing[rows.trained]]])])
-        encoder = make_encoder(self)
-        fitted: dict[str, Any] = {"classes_": method.classes, "encoder_": encoder}
         with seeded(rng.randint(2**31 - 1), method.device):
-            x = fit_encoder(encoder, X, rows.weight)
+            encoder, x = (encoded or fit_encoder)(make_encoder(self), X, rows.weight)
             net = make_net(self, encoder, x, rows, method, rng)
             data = training_set(x, rows, net, method)
             if X_val is not None:
                 data.x_valid = encode(encoder, X_val)
                 data.y_valid = torch.from_numpy(encode_labels(y_val, method.classes))
-            net.fit(data.to(net), None)
-            if rows.folds is not None:
-                proba = out_of_fold(net, data, torch.from_numpy(rows.folds))
-                fitted["oof_proba_"] = proba
-                quality = proba[np.arange(len(proba)), rows.codes]
-                fitted["label_quality_"] = np.where(missing, np.nan, quality)
-            for _, callback in net.callbacks_:
-                if isinstance(callback, DynamicsRecorder):
-                    fitted["dynamics_"] = callback.dynamics_.without(missing)
-                    del callback.dynamics_
-        net.release()
-        self._keep(fitted | {"net_": net, "history_": net.history})
-        if net.interrupted_:
-            warnings.warn(
-                f"The fit was interrupted in epoch {len(net.history)} of {net.max_epochs}; the "
-                "model keeps the weights it had then.",
-                UserWarning,
-                stacklevel=2,
-            )
-        return self
+            states = random_states(method.device)
+        return Prepared(method.classes, encoder, net, data.to(net), missing, rows.folds, states)
 
     def partial_fit(
         self,
@@ -431,7 +436,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         rows = plan_rows(self, method, labels, missing, sample_weight, rng)
         encoder = make_encoder(self) if first else self.encoder_
         with seeded(rng.randint(2**31 - 1), method.device):
-            x = fit_encoder(encoder, X, rows.weight) if first else encode(encoder, X)
+            x = fit_encoder(encoder, X, rows.weight)[1] if first else encode(encoder, X)
             if first:
                 net = make_net(self, encoder, x, rows, method, rng).initialize()
                 fitted = {"classes_": known, "encoder_": encoder}

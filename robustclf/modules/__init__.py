@@ -21,6 +21,7 @@ from robustclf.modules._layers import (
     PeriodicEmbedding,
     PiecewiseLinearEmbedding,
     TabularInput,
+    drop_mask,
 )
 from robustclf.modules._nested import NestedDropout, NestedMLP, NestedResNet
 from robustclf.modules._networks import MLP, ModuleMembers, Network, ResNet
@@ -39,6 +40,7 @@ __all__ = [
     "PiecewiseLinearEmbedding",
     "ResNet",
     "TabularInput",
+    "drop_mask",
     "make_embedding",
     "make_network",
     "needs_held_out",

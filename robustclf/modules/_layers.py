@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -83,12 +84,17 @@ class Dropout(nn.Module):
     tensor([0., 2.])
     """
 
+    lanes: Sequence[Any] = ()  # of a stack of fits, which draw apart: see robustclf._stack
+
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop units of ``(member, sample, k)`` while training."""
+        if self.training and self.lanes:
+            masks = [lane.drop_mask(x) for lane in self.lanes]
+            return x * (torch.cat(masks) if len(masks) > 1 else masks[0])
         if not self.training or not self.p:
             return x
         if x.is_cuda:
@@ -96,13 +102,24 @@ class Dropout(nn.Module):
         return x * drop_mask(x.shape, self.p, x)
 
 
-def drop_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
-    """Return 0 with probability p and else 1 / (1 - p), for each of ``shape``."""
+def drop_mask(
+    shape: Sequence[int], p: float | Tensor, like: Tensor, generator: Generator | None = None
+) -> Tensor:
+    """Return 0 with probability p and else 1 / (1 - p), for each of ``shape``.
+
+    A tensor p broadcasts with the shape; all of its probabilities then read the same bits.
+    """
     n, levels = math.prod(shape), 2**16
-    dropped = min(round(p * levels), levels - 1)
-    draws = torch.empty(-(-n // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    kept = draws.view(torch.int16)[:n].view(*shape) >= dropped - levels // 2
-    return kept.to(like.dtype).mul_(levels / (levels - dropped))
+    draws = torch.empty(-(-n // 4), dtype=torch.int64, device=like.device)
+    draws.random_(-(2**63), None, generator=generator)
+    bits = draws.view(torch.int16)[:n].view(*shape)
+    if isinstance(p, Tensor):
+        dropped = (p.double() * levels).round().clamp(max=levels - 1)
+        kept = bits >= (dropped - levels // 2).to(torch.int16)
+        return kept.to(like.dtype).mul_((levels / (levels - dropped)).to(like.dtype))
+    rounded = min(round(p * levels), levels - 1)
+    kept = bits >= rounded - levels // 2
+    return kept.to(like.dtype).mul_(levels / (levels - rounded))
 
 
 class CategoryEmbedding(MemberLayer):

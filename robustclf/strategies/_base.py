@@ -100,7 +100,12 @@ class Strategy(BaseEstimator, Callback):
 
     needs: ClassVar[tuple[str, ...]] = ()
     """What the fit has to provide: "groups" or "trusted" rows; "folds", members that do not train
-    on them; "features", those of the last hidden layer, in ``batch.features``."""
+    on them; "features", those of the last hidden layer, in ``batch.features``; "network", that is
+    ``net.module_`` inside a step."""
+
+    stackable: ClassVar[bool] = False
+    """Whether fits with the same parameters can share one instance: all hooks broadcast over the
+    members, and read nothing of the training set but its size."""
 
     keeps: ClassVar[tuple[str, ...]] = ()
     """Attributes that outlast the fit, of those whose names end in ``_``."""

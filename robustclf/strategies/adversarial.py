@@ -71,6 +71,8 @@ class Adversarial(Strategy):
     True
     """
 
+    needs = ("network",)
+
     def __init__(
         self,
         eps: float = 0.1,
@@ -173,6 +175,8 @@ class SmoothAdversarial(Strategy):
     >>> margin_change(change, torch.tensor([[0.0, 1.0, 0.0]]))  # one shrinks, one stays
     tensor([[1.]])
     """
+
+    needs = ("network",)
 
     def __init__(
         self,
@@ -282,6 +286,8 @@ class VirtualAdversarial(SemiSupervised):
     >>> clf.score(X, y) > 0.95
     True
     """
+
+    needs = ("network",)
 
     def __init__(
         self, lam: float = 1.0, eps: float = 0.3, xi: float = 1e-3, n_iter: int = 1

@@ -98,6 +98,7 @@ class CoDivide(Division):
     """
 
     n_members: ClassVar[int] = 2
+    needs = ("network",)
 
     def __init__(
         self,
@@ -183,6 +184,8 @@ class PseudoLossSelection(Division):
     >>> clf.score(X, y) > 0.95
     True
     """
+
+    needs = ("network",)
 
     def __init__(self, threshold: float = 0.05, gamma: float = 2.0, warm_up: int = 10) -> None:
         self.threshold = threshold

@@ -76,6 +76,8 @@ class OptimizedGradientClipping(Strategy):
     True
     """
 
+    stackable = True
+
     def __init__(self, eps: float = 2.0, queue_size: int = 4096, every: int = 32) -> None:
         self.eps = eps
         self.queue_size = queue_size

@@ -73,6 +73,8 @@ class Mixup(SemiSupervised):
     (178, 3)
     """
 
+    stackable = True
+
     def __init__(self, alpha: float = 1.0, lam_u: float = 1.0) -> None:
         self.alpha = alpha
         self.lam_u = lam_u
@@ -146,6 +148,8 @@ class DecoupledMixup(Mixup):
     >>> clf.score(X, y) > 0.95
     True
     """
+
+    stackable = True
 
     def __init__(self, alpha: float = 1.0, eta: float = 0.1, lam_u: float = 1.0) -> None:
         super().__init__(alpha, lam_u)
@@ -223,6 +227,8 @@ class FeatureSwap(Strategy):
     >>> clf.score(X, y) > 0.95
     True
     """
+
+    stackable = True
 
     def __init__(self, alpha: float = 1.0, p: float = 0.5) -> None:
         self.alpha = alpha
@@ -312,6 +318,8 @@ class RankMixup(Strategy):
     >>> ndcg(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([1.0, 0.6, 0.8]))  # too sure of mixtures
     tensor(0.8469)
     """
+
+    needs = ("network",)
 
     def __init__(
         self,

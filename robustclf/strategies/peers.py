@@ -63,6 +63,8 @@ class CoTeaching(Strategy):
             [2., 2., 0., 0.]])
     """
 
+    stackable = True
+
     def __init__(self, tau: float = 0.2, T_k: int = 10, c: float = 1.0, n_peers: int = 2) -> None:
         self.tau = tau
         self.T_k = T_k
@@ -156,6 +158,8 @@ class CoTeachingPlus(CoTeaching):
             [0., 3., 0.]])
     """
 
+    stackable = True
+
     def __init__(
         self,
         tau: float = 0.2,
@@ -241,6 +245,7 @@ class JoCoR(Strategy):
     """
 
     n_members: ClassVar[int] = 2
+    stackable = True
 
     def __init__(self, lam: float = 0.5, tau: float = 0.1, T_k: int = 10) -> None:
         self.lam = lam

@@ -63,6 +63,8 @@ class EarlyLearningRegularization(Strategy):
     True
     """
 
+    stackable = True
+
     def __init__(self, lam: float = 3.0, beta: float = 0.7) -> None:
         self.lam = lam
         self.beta = beta
@@ -154,6 +156,8 @@ class MeanEntropy(Strategy):
             [0.6931]])
     """
 
+    stackable = True
+
     def __init__(self, lam: float = 0.1) -> None:
         self.lam = lam
 
@@ -210,6 +214,8 @@ class L1(Strategy):
     >>> clf.score(X, y) > 0.95
     True
     """
+
+    needs = ("network",)
 
     def __init__(self, lam: float = 5e-5) -> None:
         self.lam = lam

@@ -67,6 +67,8 @@ class LabelSmoothing(Strategy):
             [0.0500, 0.0500, 0.8500, 0.0500]])
     """
 
+    stackable = True
+
     def __init__(self, epsilon: float = 0.1) -> None:
         self.epsilon = epsilon
 
@@ -126,6 +128,8 @@ class Bootstrap(Strategy):
     >>> clf.fit(X, y).score(X, y) > 0.95
     True
     """
+
+    stackable = True
 
     def __init__(self, beta: float | None = None, form: str = "hard") -> None:
         self.beta = beta

@@ -71,6 +71,8 @@ class SpectralRisk(Strategy):
 
     published: ClassVar[dict[str, float]] = {"cvar": 0.5, "extremile": 2.0, "esrm": 1.0}
 
+    stackable = True
+
     def __init__(
         self, measure: str = "extremile", parameter: float | None = None, direction: str = "trim"
     ) -> None:
@@ -154,6 +156,8 @@ class InstanceReweighted(Strategy):
     tensor([[1.4049, 1.4049, 0.1901]])
     """
 
+    stackable = True
+
     def __init__(self, lam: float = 1.0, direction: str = "trim") -> None:
         self.lam = lam
         self.direction = direction
@@ -224,6 +228,8 @@ class HolisticRobust(Strategy):
     >>> HolisticRobust(alpha=0.1, r=0.05).weigh(None, batch, loss)
     tensor([[0.3557, 0.7332, 0.9607, 1.9504]])
     """
+
+    stackable = True
 
     def __init__(self, alpha: float = 0.05, r: float = 0.1, form: str = "hd") -> None:
         self.alpha = alpha

@@ -97,6 +97,8 @@ class SmallLoss(StepLosses, LossMixture):
     tensor([[1., 1., 1., 1., 0., 0.]])
     """
 
+    stackable = True
+
     def __init__(
         self, threshold: float = 0.5, warm_up: int = 10, weights: str = "posterior"
     ) -> None:
@@ -168,6 +170,8 @@ class ErrorNormTruncation(Strategy):
     >>> error_norm(p, batch)
     tensor([[0.1414, 1.2247, 1.4142]])
     """
+
+    stackable = True
 
     def __init__(
         self, threshold: float = 1.1, fraction: float | None = None, start_epoch: int = 5

@@ -1,0 +1,329 @@
+"""The fits of a search: prepared, trained side by side where they can be, and scored."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from traceback import format_exc
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.metrics._scorer import _MultimetricScorer
+from sklearn.model_selection._validation import _fit_and_score, _score
+from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import _check_method_params
+
+from robustclf._build import Method, fit_encoder
+from robustclf._stack import Fit, Stack, stands_alone
+from robustclf.classifier import RobustClassifier
+
+SHARE_OF_MEMORY = 0.5
+MEMORY = 4 * 2**30  # bytes taken for free where the system does not say
+FACTOR = 3  # one of so many candidates goes on after a rung of halving
+
+Pair = tuple[int, int]  # candidate and split
+Result = dict[str, Any]
+
+
+@dataclass
+class Trial:
+    """A candidate on a split: the estimator, and its fit where it can be part of a stack."""
+
+    pair: Pair
+    estimator: Any
+    fit: Fit | None = None
+    reason: str = ""  # why it stands alone
+    result: Result | None = None
+
+    @property
+    def classifier(self) -> RobustClassifier:
+        """The classifier in the estimator."""
+        return final_step(self.estimator)  # type: ignore[no-any-return]
+
+
+@dataclass
+class Search:
+    """What is searched; it can be sent to other processes.
+
+    Parameters
+    ----------
+    estimator : estimator
+    X, y : array-like
+    candidates : list of dict
+    splits : list of (train, test)
+    fit_params, score_params : dict
+    groups : array-like or None
+        For strategies that need them.
+    scorers : callable
+    error_score : "raise" or float
+    train_too : bool
+        Whether to score the training rows, too.
+    max_members : int or None
+    metric : str
+        Which of several scores halving ranks by.
+    """
+
+    estimator: Any
+    X: Any
+    y: Any
+    candidates: list[dict[str, Any]]
+    splits: list[tuple[NDArray[np.intp], NDArray[np.intp]]]
+    fit_params: Mapping[str, Any]
+    score_params: Mapping[str, Any]
+    groups: Any
+    scorers: Any
+    error_score: Any
+    train_too: bool
+    max_members: int | None
+    metric: Any
+    known: dict[Any, Any] = field(default_factory=dict)  # what folds share
+
+    def pairs(self) -> list[Pair]:
+        """Return all pairs of a candidate and a split."""
+        return [(i, j) for i in range(len(self.candidates)) for j in range(len(self.splits))]
+
+    def run(self, pairs: Iterable[Pair]) -> tuple[dict[Pair, Result], list[str]]:
+        """Return the results of pairs, and how they were trained."""
+        trials = [self._trial(pair) for pair in pairs]
+        groups = []
+        for stacked in self._stacks(trials):
+            started = time.time()
+            stack = Stack([trial.fit for trial in stacked if trial.fit])
+            stack.train()
+            stack.finish()
+            seconds = (time.time() - started) / len(stacked)
+            for trial in stacked:
+                trial.result = self._scored(trial, seconds)
+            groups.append(_described(stacked))
+        reasons = Counter(trial.reason for trial in trials if trial.reason)
+        groups += [f"{n} alone: {reason}" for reason, n in reasons.items()]
+        for trial in trials:
+            if trial.reason:
+                trial.result = self._alone(trial)
+        return {trial.pair: trial.result for trial in trials if trial.result}, groups
+
+    def run_halving(self, pairs: Iterable[Pair]) -> tuple[dict[Pair, Result], list[str]]:
+        """Return the results of pairs, of which the worse are dropped on the way."""
+        trials = [self._trial(pair) for pair in pairs]
+        for trial in trials:
+            if trial.reason:
+                raise ValueError(
+                    f"halving=True trains candidates side by side, but {trial.reason} of "
+                    f"{self.candidates[trial.pair[0]]} trains alone: use halving=False."
+                )
+        groups = self._stacks(trials)
+        described = [_described(group) for group in groups]
+        stacks = [Stack([trial.fit for trial in group if trial.fit]) for group in groups]
+        alive = sorted({trial.pair[0] for group in groups for trial in group})
+        seconds = 0.0
+        for rung in reversed(range(max(1, math.ceil(math.log(max(len(alive), 1), FACTOR))))):
+            for stack, group in zip(stacks, groups, strict=True):
+                started = time.time()
+                stack.train(max(1, round(stack.net.max_epochs / FACTOR**rung)))
+                stack.hand_over() if rung else stack.finish()
+                seconds += (time.time() - started) / len(group)
+                for trial in group:
+                    result = self._scored(trial, seconds, final=rung == 0)
+                    trial.result = result | {"n_epochs": stack.epoch}
+            if rung:
+                alive = self._best(trials, alive)
+                groups = [[trial for trial in g if trial.pair[0] in alive] for g in groups]
+                for stack, group in zip(stacks, groups, strict=True):
+                    if group:
+                        stack.keep([trial.fit for trial in group if trial.fit])
+                stacks = [stack for stack, group in zip(stacks, groups, strict=True) if group]
+                groups = [group for group in groups if group]
+        return {
+            trial.pair: {"n_epochs": 0} | trial.result for trial in trials if trial.result
+        }, described
+
+    def _best(self, trials: list[Trial], candidates: list[int]) -> list[int]:
+        """Return the candidates that go on after a rung."""
+
+        def score(candidate: int) -> float:
+            mine = [t.result["test_scores"] for t in trials if t.result and t.pair[0] == candidate]
+            return float(np.mean([s[self.metric] if isinstance(s, dict) else s for s in mine]))
+
+        scores = np.nan_to_num([score(candidate) for candidate in candidates], nan=-np.inf)
+        best = np.argsort(-scores, kind="stable")[: math.ceil(len(candidates) / FACTOR)]
+        return [candidates[k] for k in sorted(best)]
+
+    # Preparing ------------------------------------------------------------------------------------
+
+    def _trial(self, pair: Pair) -> Trial:
+        """Prepare a fit; what goes wrong is its result."""
+        i, j = pair
+        train = self.splits[j][0]
+        estimator = clone(self.estimator).set_params(**clone(self.candidates[i], safe=False))
+        trial = Trial(pair, estimator)
+        try:
+            params = self._params_of(estimator)
+            if params is None or not isinstance(final_step(estimator), RobustClassifier):
+                trial.reason = f"{final_step(estimator)!r} with what its fit is given"
+                return trial
+            X, place = self._transformed(estimator, j)
+            params = _check_method_params(self.X, params=params, indices=train)
+            y = _safe_indexing(self.y, train)
+            prepared = trial.classifier._prepare(X, y, **params, encoded=self._encoding(place))
+            shared = (place, prepared.net.device, prepared.data.x.dtype, id(prepared.encoder))
+            prepared.data.x = self.known.setdefault(shared, prepared.data.x)
+            trial.fit = Fit(prepared)
+            trial.reason = stands_alone(trial.fit)
+        except Exception:
+            trial.result = self._failed(pair)
+        if trial.reason:
+            trial.fit = None
+        return trial
+
+    def _params_of(self, estimator: Any) -> dict[str, Any] | None:
+        """Return what the classifier's fit is given; None if another step is given something."""
+        params = dict(self.fit_params)
+        if isinstance(estimator, Pipeline):
+            prefix = f"{estimator.steps[-1][0]}__"
+            if not all(name.startswith(prefix) for name in params):
+                return None
+            params = {name.removeprefix(prefix): value for name, value in params.items()}
+        return params | self.groups_for(estimator)
+
+    def groups_for(self, estimator: Any) -> dict[str, Any]:
+        """Return the groups, if a strategy needs them."""
+        clf = final_step(estimator)
+        if self.groups is None or not isinstance(clf, RobustClassifier):
+            return {}
+        method = Method.of(clf, np.unique(self.y))
+        needed = any("groups" in strategy.needs for strategy in method.strategies)
+        return {"groups": self.groups} if needed else {}
+
+    def _transformed(self, estimator: Any, split: int) -> tuple[Any, Any]:
+        """Return the training rows as the classifier gets them, and a key for them."""
+        train = self.splits[split][0]
+        if not isinstance(estimator, Pipeline) or len(estimator.steps) == 1:
+            if (split, "") not in self.known:
+                self.known[split, ""] = _safe_indexing(self.X, train)
+            return self.known[split, ""], (split, "")
+        key = split, joblib.hash(estimator[:-1])
+        if key not in self.known:
+            steps = estimator[:-1]
+            rows = steps.fit_transform(_safe_indexing(self.X, train), _safe_indexing(self.y, train))
+            self.known[key] = steps, rows
+        steps, rows = self.known[key]
+        estimator.steps[:-1] = steps.steps
+        return rows, key
+
+    def _encoding(self, place: Any) -> Callable[..., tuple[Any, Any]]:
+        """Return what encodes rows, once for all candidates that want the same."""
+
+        def encoded(encoder: Any, X: Any, weight: Any) -> tuple[Any, Any]:
+            key = place, joblib.hash(encoder), joblib.hash(weight)
+            if key not in self.known:
+                self.known[key] = fit_encoder(encoder, X, weight)
+            known: tuple[Any, Any] = self.known[key]
+            return known
+
+        return encoded
+
+    def _stacks(self, trials: Iterable[Trial]) -> list[list[Trial]]:
+        by_shape: dict[Any, list[Trial]] = {}
+        for trial in trials:
+            if trial.fit:
+                by_shape.setdefault(trial.fit.shape(), []).append(trial)
+        stacks = []
+        for group in by_shape.values():
+            fit = group[0].fit
+            assert fit is not None
+            most = self.max_members or int(free_memory(fit.net.device) / fit.memory())
+            n = max(1, most // fit.net.n_stacked)
+            n_stacks = math.ceil(len(group) / n)
+            cuts = [len(group) * k // n_stacks for k in range(n_stacks + 1)]
+            stacks += [group[start:stop] for start, stop in pairwise(cuts)]
+        return stacks
+
+    # Scoring --------------------------------------------------------------------------------------
+
+    def _scored(self, trial: Trial, seconds: float, final: bool = True) -> Result:
+        """Return the result of a fit that was trained in a stack."""
+        fit = trial.fit
+        assert fit is not None
+        try:
+            if fit.error is not None:
+                raise fit.error
+            trial.classifier._keep(fit.prepared.fitted() if final else fit.prepared.so_far())
+        except Exception:
+            return self._failed(trial.pair) | {"fit_time": seconds}
+        train, test = self.splits[trial.pair[1]]
+        started = time.time()
+        result = {"test_scores": self._score_on(trial.estimator, test), "n_test_samples": len(test)}
+        result |= {"fit_time": seconds, "score_time": time.time() - started, "fit_error": None}
+        if self.train_too:
+            result["train_scores"] = self._score_on(trial.estimator, train)
+        return result
+
+    def _score_on(self, estimator: Any, rows: NDArray[np.intp]) -> Any:
+        params = _check_method_params(self.X, params=self.score_params, indices=rows)
+        X, y = _safe_indexing(self.X, rows), _safe_indexing(self.y, rows)
+        return _score(estimator, X, y, self.scorers, params, self.error_score)
+
+    def _alone(self, trial: Trial) -> Result:
+        train, test = self.splits[trial.pair[1]]
+        fit_params = dict(self.fit_params) | self.groups_for(trial.estimator)
+        result: Result = _fit_and_score(
+            trial.estimator,
+            self.X,
+            self.y,
+            scorer=self.scorers,
+            train=train,
+            test=test,
+            verbose=0,
+            parameters=None,
+            fit_params=fit_params,
+            score_params=self.score_params,
+            return_train_score=self.train_too,
+            return_n_test_samples=True,
+            return_times=True,
+            error_score=self.error_score,
+        )
+        return result
+
+    def _failed(self, pair: Pair) -> Result:
+        """Return the result of a fit that raised the error that is handled now."""
+        if self.error_score == "raise":
+            raise
+        scores = self.error_score
+        if isinstance(self.scorers, _MultimetricScorer):
+            scores = dict.fromkeys(self.scorers._scorers, self.error_score)
+        result = {"test_scores": scores, "n_test_samples": len(self.splits[pair[1]][1])}
+        result |= {"fit_time": 0.0, "score_time": 0.0, "fit_error": format_exc()}
+        return result | ({"train_scores": scores} if self.train_too else {})
+
+
+def final_step(estimator: Any) -> Any:
+    """Return the estimator itself, or the last step of a pipeline."""
+    return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+
+
+def free_memory(device: str) -> float:
+    """Return how many bytes a stack may take on a device."""
+    if torch.device(device).type == "cuda":
+        return SHARE_OF_MEMORY * float(torch.cuda.mem_get_info(device)[0])
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        free = MEMORY
+    return SHARE_OF_MEMORY * free
+
+
+def _described(trials: list[Trial]) -> str:
+    fit = trials[0].fit
+    assert fit is not None
+    n, width = len(trials), fit.net.n_stacked
+    return f"{n} fit{'s' * (n > 1)} of {width} network{'s' * (width > 1)} in one stack"

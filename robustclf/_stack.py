@@ -1,0 +1,640 @@
+"""Train fits whose networks have one shape as one stack, each as it would be trained alone.
+
+A stack holds the members of all fits side by side: one forward pass, one backward pass and one
+step of the optimiser train them all. Fits that begin with the same random numbers and differ in
+numbers alone (learning rate, parameters of the loss) form a lane, which draws once and computes its
+losses at once; a fit with strategies, or a rule that looks at batches, is a lane of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import joblib
+import torch
+from torch import Tensor, nn
+
+from robustclf._build import Prepared
+from robustclf._device import default_generators, generators_at, resumed
+from robustclf._net import Criterion, RobustNet, TrainingSet, batch_cuts
+from robustclf.losses import Loss
+from robustclf.modules import MLP, Dropout, Network, ResNet, drop_mask
+from robustclf.strategies import Batch, overrides
+
+# these move each number by itself, so that the slices of a parameter can have rates of their own
+ELEMENTWISE = (
+    torch.optim.AdamW,
+    torch.optim.Adam,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.SGD,
+)
+
+
+COPIES = 6  # of a weight or an activation: its gradient, moments, masks and the fit's own
+
+
+class Fit:
+    """One prepared fit in a stack, and how it ended.
+
+    Parameters
+    ----------
+    prepared : Prepared
+
+    Attributes
+    ----------
+    error : Exception or None
+        Why it has no result.
+    done : bool
+        Whether it has stopped training.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.net = prepared.net
+        self.data = prepared.data
+        self.error: Exception | None = None
+        self.done = False
+        self.net.initialize()
+        self.net.listen()
+
+    @property
+    def watched(self) -> bool:
+        """Whether anything looks at the network after an epoch."""
+        after = [c for _, c in self.net.callbacks_ if overrides(c, "on_epoch_end")]
+        return bool(after) or self.data.x_valid is not None
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """Parameters of the optimiser."""
+        chosen: dict[str, Any] = self.net.get_params_for("optimizer")
+        return {"lr": self.net.lr} | chosen
+
+    def shape(self) -> tuple[Hashable, ...]:
+        """Return what fits of one stack have in common."""
+        net, body = self.net, self.net.module_.body
+        alike = (*body.named_buffers(), *net.module_.inputs.named_buffers())
+        kind = net.optimizer
+        parts: tuple[Any, ...] = (
+            type(body),
+            getattr(body, "activation", None),
+            tuple((name, p.shape[1:]) for name, p in net.module_.named_parameters()),
+            tuple((name, tuple(b.flatten().tolist())) for name, b in alike),
+            net.module_.inputs.n_dense,
+            (net.device, net.precision, net.n_classes, net.max_epochs),
+            len(batch_cuts(len(self.data.rows), net.batch_size)),
+            kind,
+        )
+        if kind in ELEMENTWISE:
+            return parts
+        return (*parts, repr(self.setting), repr(net.schedule), len(self.data.rows))
+
+    def memory(self) -> int:
+        """Return about how many bytes a member of a stack takes."""
+        network = self.net.module_
+        weights = sum(p.numel() for p in network.parameters()) / self.net.n_stacked
+        units = sum(p.shape[-1] for p in network.parameters() if p.shape[1] == 1)
+        size = min(self.net.batch_size, len(self.data.rows))
+        itemsize = torch.empty((), dtype=self.net.dtype).element_size()
+        return int(itemsize * (COPIES * weights + COPIES * units * size))
+
+    def lane(self) -> tuple[Hashable, ...]:
+        """Return what fits of one lane have in common."""
+        net, loss = self.net, self.net.criterion_.loss
+        own = loss.stochastic or self.net.criterion_.learned or self.batch_listeners()
+        if own or not all(strategy.stackable for strategy in net.strategies):
+            return (id(self),)
+        return (
+            joblib.hash((net.strategies, self.data.rows.numpy(force=True))),
+            tuple(state.numpy().tobytes() for state in self.prepared.states),
+            len(self.data.rows),
+            net.batch_size,
+            net.n_stacked,
+            bool(dropout_of(net.module_)),
+            self.data.x_valid is None,
+            (net.warm_up, repr(net.schedule)),
+            repr(_skeleton(loss)),
+        )
+
+    def end(self) -> None:
+        """Stop training, as if the last epoch were over."""
+        self.done = True
+        if self.error is None:
+            with self.judged():
+                self.net.notify("on_train_end", X=self.data, y=None)
+
+    def batch_listeners(self) -> list[Any]:
+        """Return the callbacks, strategies aside, that look at every batch."""
+        listening = (*self.net._listening["on_batch_begin"], *self.net._listening["on_batch_end"])
+        return [callback for callback in listening if callback not in self.net.strategies]
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Take an error, or the end of the training, for that of this fit alone."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self.net.has_stopped():
+                raise
+            self.end()
+        except Exception as error:
+            self.error, self.done = error, True
+
+
+def stands_alone(fit: Fit) -> str:
+    """Return why a fit cannot be part of a stack, or nothing."""
+    net, data = fit.net, fit.data
+    if type(net.module_.body) not in (MLP, ResNet):
+        return f"module {type(net.module_.body).__name__}"
+    if not isinstance(data.x, Tensor):
+        return "sparse rows"
+    for strategy in net.strategies:
+        if {"network", "features"} & set(strategy.needs) or overrides(strategy, "epoch_rows"):
+            return f"strategy {strategy!r}"
+    if len(net.strategies) > 1:
+        return "a list of strategies"
+    if net._listening["on_grad_computed"]:
+        return "a callback that reads gradients"
+    return ""
+
+
+def dropout_of(network: Network) -> float:
+    """Return the probability of dropping a unit."""
+    return next((layer.p for layer in network.modules() if isinstance(layer, Dropout)), 0.0)
+
+
+def _skeleton(loss: Any) -> Any:
+    """Return a loss without its numbers."""
+    if not isinstance(loss, Loss):
+        if isinstance(loss, list | tuple):
+            return [_skeleton(part) for part in loss]
+        return "number" if _is_number(loss) else loss
+    return type(loss), {k: _skeleton(v) for k, v in loss.get_params(deep=False).items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
+
+
+def merged(values: Sequence[Any], width: int, dtype: torch.dtype) -> Any:
+    """Return losses of one skeleton as one, with a number for each member where they differ.
+
+    Parameters
+    ----------
+    values : sequence of Loss, or of the values of one of their parameters
+    width : int
+        Members that each of them is for.
+    dtype : torch.dtype
+    """
+    first = values[0]
+    if isinstance(first, Loss):
+        names = first.get_params(deep=False)
+        parts = {k: merged([getattr(v, k) for v in values], width, dtype) for k in names}
+        return type(first)(**parts)
+    if isinstance(first, list | tuple):
+        return type(first)(merged(parts, width, dtype) for parts in zip(*values, strict=True))
+    if all(value is first or value == first for value in values):
+        return first
+    return torch.tensor(values, dtype=dtype).repeat_interleave(width).view(-1, 1, 1)
+
+
+@dataclass(eq=False)
+class Source:
+    """Rows that some fits of a lane train on."""
+
+    data: TrainingSet
+    fits: list[Fit] = field(default_factory=list)
+
+    def trains_like(self, data: TrainingSet) -> bool:
+        """Whether the fit of ``data`` trains on the same rows, labels and weights."""
+        mine = self.data
+        return mine is data or (
+            mine.x is data.x
+            and torch.equal(mine.rows, data.rows)
+            and torch.equal(mine.y, data.y)
+            and torch.equal(mine.weight, data.weight)
+        )
+
+
+class Lane:
+    """Consecutive fits of a stack that draw the same random numbers.
+
+    Parameters
+    ----------
+    fits : list of Fit
+    start : int
+        Number of their first member in the stack.
+    """
+
+    def __init__(self, fits: list[Fit], start: int) -> None:
+        self.net = fits[0].net
+        self.width = self.net.n_stacked  # members of a fit
+        self.epochs: int = self.net.max_epochs
+        self.generators = generators_at(fits[0].prepared.states, self.net.device)
+        self.strategies = self.net.strategies
+        self.draws = bool(self.strategies or self.net.criterion_.loss.stochastic)
+        if len(fits) > 1:  # those of the first fit are for all
+            for net in (fit.net for fit in fits):
+                net.callbacks_ = [(n, c) for n, c in net.callbacks_ if c not in net.strategies]
+        self.keep(fits, start)
+
+    def keep(self, fits: list[Fit], start: int) -> None:
+        """Go on with some of the fits, whose members now begin at ``start``."""
+        self.fits, n = fits, len(fits)
+        self.members = slice(start, start + self.width * n)
+        self.net = fits[0].net
+        if n > 1:
+            losses = [fit.net.criterion_.built for fit in fits]
+            loss = merged(losses, self.width, self.net.dtype)
+            criterion = Criterion(loss, self.net.n_classes, self.width * n).to(self.net.device)
+            self.net = self.net.with_members(self.width * n, criterion)
+        self.sources = _sources(fits)
+        place = [next(i for i, s in enumerate(self.sources) if fit in s.fits) for fit in fits]
+        self.place = torch.tensor(place).repeat_interleave(self.width).to(self.net.device)
+        rates = [dropout_of(fit.net.module_) for fit in fits]
+        self.rate: float | Tensor = rates[0]
+        if any(rate != rates[0] for rate in rates):
+            self.rate = torch.tensor(rates, device=self.net.device).view(-1, 1, 1, 1)
+
+    def together(self, fits: Sequence[Fit]) -> list[Fit]:
+        """Return the fits that stay if some do: a strategy's memory of several is not cut."""
+        staying = [fit for fit in self.fits if fit in fits]
+        if not staying or not self.strategies:
+            return staying
+        for fit in self.fits:
+            fit.done = fit.done or fit not in staying
+        return self.fits
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Let the generators of torch draw for this lane."""
+        defaults = default_generators(self.net.device)
+        for default, own in zip(defaults, self.generators, strict=True):
+            default.set_state(own.get_state())
+        yield
+        for default, own in zip(defaults, self.generators, strict=True):
+            own.set_state(default.get_state())
+
+    def tell(self, hook: str, **known: Any) -> None:
+        """Call a hook of the strategies that several fits share."""
+        if len(self.fits) > 1 and self.strategies:
+            with self.drawing():
+                for strategy in self.strategies:
+                    getattr(strategy, hook)(self.net, **known)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Shuffle the rows."""
+        net, rows = self.net, self.fits[0].data.rows
+        net.warming = epoch < round(net.warm_up * net.max_epochs)
+        net.criterion_.at_epoch(epoch)
+        self.cuts = batch_cuts(len(rows), net.batch_size)
+        order = torch.randperm(len(rows), generator=self.generators[0]).to(rows.device)
+        self.orders = [source.data.rows[order] for source in self.sources]
+
+    def time(self, epoch: int, step: int) -> float:
+        """Return the time of a step in [0, 1] of the fit."""
+        return (epoch + self.cuts[step] / self.cuts[-1]) / self.epochs
+
+    def share(self, step: int) -> float:
+        """Return the share of the rows that a step has."""
+        return (self.cuts[step + 1] - self.cuts[step]) / self.cuts[-1]
+
+    def batch(self, step: int) -> Batch:
+        """Return the rows of a step; ``x`` has a member axis where the fits differ in rows."""
+        cut = slice(self.cuts[step], self.cuts[step + 1])
+        pairs = zip(self.sources, self.orders, strict=True)
+        batch = self._joined([source.data.batch(order[cut]) for source, order in pairs])
+        self.size = cut.stop - cut.start
+        listening = self.net._listening
+        if listening["on_batch_begin"] or listening["on_batch_end"]:
+            self._notify("on_batch_begin", batch=batch, training=True)
+        if listening["on_batch"]:
+            with self.drawing():
+                batch = self.net.edited(batch)
+        return batch
+
+    def _joined(self, parts: list[Batch]) -> Batch:
+        first = parts[0]
+        if len(first.weight) > 1 and len(self.fits) > 1:
+            each = torch.arange(self.width, device=self.place.device).repeat(len(self.fits))
+            weight = torch.stack([part.weight for part in parts])[self.place, each]
+        elif len(parts) > 1:
+            weight = torch.cat([part.weight for part in parts])[self.place]
+        else:
+            weight = first.weight
+        if len(parts) == 1:
+            return Batch(first.x, first.target, weight, first.index)
+        x = torch.stack([part.x for part in parts])[self.place]
+        target = torch.stack([part.target for part in parts])[self.place]
+        return Batch(x, target, weight, first.index)
+
+    def objective(self, batch: Batch, logits: Tensor, first: bool) -> Tensor:
+        """Return the value of each member."""
+        with self.drawing() if self.draws else nullcontext():
+            return self.net.objective(batch, logits, first)
+
+    def drop_mask(self, x: Tensor) -> Tensor:
+        """Return the mask of dropout for this lane, ``(member or 1, sample, unit)``."""
+        n, (_, size, units) = self.members.stop - self.members.start, x.shape
+        if isinstance(self.rate, float) and not self.rate:
+            return x.new_ones(n, size, units)
+        shape = (self.width, self.size, units)
+        mask = drop_mask(shape, self.rate, x, self.generators[-1])
+        if mask.ndim == 4:
+            mask = mask.flatten(0, 1)
+        elif n < x.shape[0] or self.width > 1:
+            mask = mask.repeat(len(self.fits), 1, 1)
+        return nn.functional.pad(mask, (0, 0, 0, size - self.size)) if size > self.size else mask
+
+    def end_step(self, batch: Batch, logits: Tensor, value: Tensor) -> None:
+        """Let strategies remember."""
+        if self.net._listening["on_batch_end"]:
+            known = {"y_pred": logits, "loss": value.sum()}
+            self._notify("on_batch_end", batch=batch, training=True, **known)
+
+    def _notify(self, hook: str, **known: Any) -> None:
+        if len(self.fits) > 1:
+            self.tell(hook, **known)
+        else:
+            with self.drawing():
+                self.net.notify(hook, **known)
+
+
+def _sources(fits: list[Fit]) -> list[Source]:
+    sources: list[Source] = []
+    for fit in fits:
+        known = next((source for source in sources if source.trains_like(fit.data)), None)
+        if known is None:
+            sources.append(known := Source(fit.data))
+        known.fits.append(fit)
+    return sources
+
+
+class Stack:
+    """Fits whose networks have one shape, trained as one network with a member axis.
+
+    Parameters
+    ----------
+    fits : list of Fit
+        All of one :meth:`Fit.shape`; none that :func:`stands_alone`.
+    """
+
+    def __init__(self, fits: Sequence[Fit]) -> None:
+        by_lane: dict[Hashable, list[Fit]] = {}
+        for fit in fits:
+            by_lane.setdefault(fit.lane(), []).append(fit)
+        self.lanes: list[Lane] = []
+        start = 0
+        for members in by_lane.values():
+            members.sort(key=lambda fit: repr(fit.setting))  # slices of one rate are longer so
+            self.lanes.append(Lane(members, start))
+            start = self.lanes[-1].members.stop
+        self.net = self.lanes[0].net
+        self.epoch = 0
+        self.module = _side_by_side([fit.net.module_ for fit in self.fits])
+        self._read_by(start)
+        self.optimizer = self._make_optimizer()
+        with self._forked():
+            for lane in self.lanes:
+                with lane.drawing():
+                    for fit in lane.fits:
+                        with fit.judged():
+                            fit.net.notify("on_train_begin", X=fit.data, y=None)
+                lane.tell("on_train_begin", X=lane.fits[0].data, y=None)
+
+    @property
+    def fits(self) -> list[Fit]:
+        """Fits in the order of their members."""
+        return [fit for lane in self.lanes for fit in lane.fits]
+
+    def members(self) -> Iterator[tuple[Fit, slice]]:
+        """Yield the fits and where their members are."""
+        for lane in self.lanes:
+            for i, fit in enumerate(lane.fits):
+                start = lane.members.start + i * lane.width
+                yield fit, slice(start, start + lane.width)
+
+    def train(self, until: int | None = None) -> None:
+        """Train until so many epochs are done, or to the end."""
+        until = self.net.max_epochs if until is None else until
+        with self._forked():
+            while self.epoch < until and not all(fit.done for fit in self.fits):
+                self._train_epoch()
+                self.epoch += 1
+                done = [fit for fit in self.fits if fit.done]
+                if len(self.fits) > len(done) >= len(self.fits) / 2:
+                    self.keep([fit for fit in self.fits if not fit.done])
+
+    def hand_over(self) -> None:
+        """Copy the networks as they are into those of the fits."""
+        for fit, members in self.members():
+            if not fit.done:
+                self._hand_over(fit, members)
+
+    def finish(self) -> None:
+        """Hand the networks to their fits, and tell these that the training has ended."""
+        self.hand_over()
+        for lane in self.lanes:
+            lane.tell("on_train_end", X=lane.fits[0].data)
+            for fit in lane.fits:
+                if not fit.done:
+                    fit.end()
+
+    def _forked(self) -> AbstractContextManager[None]:
+        return resumed(self.lanes[0].fits[0].prepared.states, self.net.device)
+
+    # An epoch -------------------------------------------------------------------------------------
+
+    def _train_epoch(self) -> None:
+        started = time.perf_counter()
+        for lane in self.lanes:
+            for fit in lane.fits:
+                if not fit.done:
+                    with fit.judged(), lane.drawing() if lane.draws else nullcontext():
+                        fit.net.notify("on_epoch_begin", **fit.data.datasets())
+            lane.tell("on_epoch_begin", **lane.fits[0].data.datasets())
+            lane.begin_epoch(self.epoch)
+        self.module.train()
+        total: Tensor | float = 0.0
+        for step in range(len(self.lanes[0].cuts) - 1):
+            for group in self.optimizer.param_groups:
+                if (lane := group["lane"]).net.schedule is not None:
+                    rate = lane.net.schedule(lane.time(self.epoch, step))
+                    group["lr"] = group["peak"] * rate
+            total = total + self._train_step(step)
+        assert isinstance(total, Tensor)
+        for lane in self.lanes:
+            lane.tell("on_epoch_end", **lane.fits[0].data.datasets())
+        seconds = (time.perf_counter() - started) / len(self.fits)
+        for fit, members in self.members():
+            if not fit.done:
+                with fit.judged():
+                    lr = fit.net.lr if fit.net.schedule is None else self._rate_of(fit)
+                    fit.net.record(float(total[members].mean()), lr, seconds)
+                    if fit.watched:
+                        self._hand_over(fit, members)
+                        fit.net.validate(fit.data)
+                        fit.net.notify("on_epoch_end", **fit.data.datasets())
+
+    def _rate_of(self, fit: Fit) -> float:
+        lane = next(lane for lane in self.lanes if fit in lane.fits)
+        last = lane.time(self.epoch, len(lane.cuts) - 2)
+        rate: float = fit.net.lr * fit.net.schedule(last)  # type: ignore[misc]
+        return rate
+
+    def _train_step(self, step: int) -> Tensor:
+        """Take one step of all members; return their shares of the loss of the epoch."""
+        batches = [lane.batch(step) for lane in self.lanes]
+        x = self._rows(batches)
+        logits: list[Tensor] = []
+
+        def objective() -> Tensor:
+            first = not logits
+            self.optimizer.zero_grad()
+            self.module.zero_grad()
+            with self.net._autocast():
+                out = self.module(x).to(self.net.dtype)
+            logits[:] = [out[lane.members, : lane.size] for lane in self.lanes]
+            each = zip(self.lanes, batches, logits, strict=True)
+            value = torch.cat([lane.objective(b, z, first) for lane, b, z in each])
+            value.sum().backward()
+            self._share_gradients()
+            return value.detach()
+
+        value: Tensor = self.optimizer.step(objective)
+        shares = []
+        for lane, batch, z in zip(self.lanes, batches, logits, strict=True):
+            lane.end_step(batch, z, value[lane.members])
+            shares.append(value[lane.members] * lane.share(step))
+        return torch.cat(shares)
+
+    def _rows(self, batches: list[Batch]) -> Tensor:
+        if len(self.lanes) == 1:
+            return batches[0].x
+        parts, size = [], max(lane.size for lane in self.lanes)
+        for lane, batch in zip(self.lanes, batches, strict=True):
+            n = lane.members.stop - lane.members.start
+            rows = batch.x.expand(n, *batch.x.shape[-2:])
+            short = size - lane.size
+            parts.append(nn.functional.pad(rows, (0, 0, 0, short)) if short else rows)
+        return torch.cat(parts)
+
+    def _hand_over(self, fit: Fit, members: slice) -> None:
+        """Copy the members of a fit into its own network."""
+        pairs = zip(fit.net.module_.parameters(), self.module.parameters(), strict=True)
+        with torch.no_grad():
+            for own, stacked in pairs:
+                own.copy_(stacked[members])
+
+    # The optimiser --------------------------------------------------------------------------------
+
+    def _make_optimizer(self) -> Any:
+        """Return the optimiser of all members, over slices of the parameters that share a rate."""
+        runs = list(self._runs())
+        self.slices: list[tuple[Tensor, nn.Parameter, slice]] = []
+        groups: list[dict[str, Any]] = []
+        for lane, net, members in runs:
+            parameters = self.module.named_parameters()
+            named: list[tuple[str, Tensor]] = [
+                (name, self._slice(p, members) if len(runs) > 1 else p) for name, p in parameters
+            ]
+            if len(lane.fits) == 1:
+                named += lane.net.criterion_.named_parameters()
+            (own,), kwargs = net.get_params_for_optimizer("optimizer", named)
+            known = kwargs if len(runs) > 1 else {}
+            groups += [known | group | {"lane": lane, "peak": net.lr} for group in own]
+        return self.net.optimizer(groups, **kwargs)
+
+    def _runs(self) -> Iterator[tuple[Lane, RobustNet, slice]]:
+        """Yield consecutive members that one setting of the optimiser moves."""
+        if not self._elementwise:
+            yield self.lanes[0], self.net, slice(0, self.lanes[-1].members.stop)
+            return
+        for lane in self.lanes:
+            start = lane.members.start
+            for _, group in groupby(lane.fits, key=lambda fit: repr(fit.setting)):
+                fits = list(group)
+                stop = start + lane.width * len(fits)
+                yield lane, fits[0].net, slice(start, stop)
+                start = stop
+
+    @property
+    def _elementwise(self) -> bool:
+        return self.net.optimizer in ELEMENTWISE
+
+    def _slice(self, p: nn.Parameter, members: slice) -> Tensor:
+        part = p.data[members]
+        self.slices.append((part, p, members))
+        return part
+
+    def _share_gradients(self) -> None:
+        for part, p, members in self.slices:
+            part.grad = None if p.grad is None else p.grad[members]
+
+    def keep(self, fits: Sequence[Fit]) -> None:
+        """Drop all other fits, and what the optimiser remembers of them."""
+        if not self._elementwise:
+            return
+        together = [f for lane in self.lanes for f in lane.together(fits)]
+        kept = [torch.arange(m.start, m.stop) for fit, m in self.members() if fit in together]
+        index = torch.cat(kept).to(self.net.device)
+        former = self.optimizer.state
+        state = {p: self._state_of(p) for p in self.module.parameters()}
+        start, lanes = 0, []
+        for lane in self.lanes:
+            if staying := lane.together(fits):
+                lane.keep(staying, start)
+                lanes.append(lane)
+                start = lane.members.stop
+        self.lanes, self.net = lanes, lanes[0].net
+        for p in self.module.parameters():
+            p.data, p.grad = p.data[index], None
+        self._read_by(start)
+        self.optimizer = self._make_optimizer()
+        whole = [(p, p, slice(None)) for p in self.module.parameters()]
+        for part, p, members in self.slices or whole:
+            self.optimizer.state[part] = {
+                name: value[index][members].clone() if _has_members(value, p) else value.clone()
+                for name, value in state[p].items()
+            }
+        for p in (p for lane in lanes for p in lane.net.criterion_.parameters()):
+            self.optimizer.state[p] = former[p]
+
+    def _state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
+        """Return what the optimiser remembers of a parameter, of all members."""
+        parts = [self.optimizer.state[part] for part, of, _ in self.slices if of is p]
+        if not parts:
+            return dict(self.optimizer.state[p])
+        return {
+            name: torch.cat([part[name] for part in parts]) if _has_members(value, p) else value
+            for name, value in parts[0].items()
+        }
+
+    def _read_by(self, n: int) -> None:
+        """Tell the layers how many members there are, and who draws their dropout."""
+        self.module.n_members = n
+        drops = any(dropout_of(fit.net.module_) for fit in self.fits)
+        for layer in self.module.modules():
+            if isinstance(layer, Dropout):
+                layer.lanes = self.lanes if drops else ()
+
+
+def _has_members(value: Tensor, p: nn.Parameter) -> bool:
+    return value.ndim == p.ndim
+
+
+@torch.no_grad()
+def _side_by_side(networks: Sequence[Network]) -> Network:
+    """Return one network with the members of all."""
+    stacked = copy.deepcopy(networks[0])
+    each = zip(stacked.parameters(), *(network.parameters() for network in networks), strict=True)
+    for parameter, *parts in each:
+        parameter.data = torch.cat([part.data for part in parts])
+    return stacked
