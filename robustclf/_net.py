@@ -225,11 +225,16 @@ class RobustNet(NeuralNetClassifier):
         groups: dict[tuple[bool, int | None], dict[str, Any]] = {}
         for name, p in named_parameters:
             member = int(name.split(".")[2]) if name.startswith("body.members.") else None
-            decays = p.ndim >= 2 and "weight" in name.rpartition(".")[2]
+            decays = self.decays(name, p)
             group: dict[str, Any] = {"stacked": member is None, "member": member or 0}
             group |= {"params": [], "weight_decay": decay if decays else 0.0}
             groups.setdefault((decays, member), group)["params"].append(p)
         return (list(groups.values()),), kwargs
+
+    @staticmethod
+    def decays(name: str, p: Tensor) -> bool:
+        """Tell whether weight decay acts on a parameter."""
+        return p.ndim >= 2 and "weight" in name.rpartition(".")[2]
 
     def train_step(self, batch: Batch, **fit_params: Any) -> Tensor:
         """Take one step on ``mean_i w_i * loss(f(x_i), t_i) + R`` and return its value."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import joblib
@@ -22,22 +21,13 @@ from torch import Tensor, nn
 
 from robustclf._build import Prepared
 from robustclf._device import default_generators, generators_at, resumed
-from robustclf._net import Criterion, RobustNet, TrainingSet, batch_cuts
+from robustclf._net import Criterion, TrainingSet, batch_cuts
 from robustclf.losses import Loss
 from robustclf.modules import MLP, Dropout, Network, ResNet, drop_mask
+from robustclf.optimizers import LINEAR, StackedOptimizer
 from robustclf.strategies import Batch, overrides
 
-# these move each number by itself, so that the slices of a parameter can have rates of their own
-ELEMENTWISE = (
-    torch.optim.AdamW,
-    torch.optim.Adam,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.RMSprop,
-    torch.optim.SGD,
-)
-
-
+MEMBER_RATES = ("lr", "weight_decay")  # of an optimiser, that differ within a stack
 COPIES = 6  # of a weight or an activation: its gradient, moments, masks and the fit's own
 
 
@@ -75,7 +65,7 @@ class Fit:
     def setting(self) -> dict[str, Any]:
         """Parameters of the optimiser."""
         chosen: dict[str, Any] = self.net.get_params_for("optimizer")
-        return {"lr": self.net.lr} | chosen
+        return {"lr": self.net.lr, "weight_decay": 0.0} | chosen
 
     def shape(self) -> tuple[Hashable, ...]:
         """Return what fits of one stack have in common."""
@@ -92,9 +82,10 @@ class Fit:
             len(batch_cuts(len(self.data.rows), net.batch_size)),
             kind,
         )
-        if kind in ELEMENTWISE:
-            return parts
-        return (*parts, repr(self.setting), repr(net.schedule), len(self.data.rows))
+        setting = self.setting
+        if kind in LINEAR:
+            return (*parts, repr({k: setting[k] for k in setting if k not in MEMBER_RATES}))
+        return (*parts, repr(setting), repr(net.schedule), len(self.data.rows))
 
     def memory(self) -> int:
         """Return about how many bytes a member of a stack takes."""
@@ -162,6 +153,8 @@ def stands_alone(fit: Fit) -> str:
         return "a list of strategies"
     if net._listening["on_grad_computed"]:
         return "a callback that reads gradients"
+    if net.schedule is None:
+        return "lr_schedule=None, which leaves the rate to a callback"
     return ""
 
 
@@ -298,9 +291,14 @@ class Lane:
         order = torch.randperm(len(rows), generator=self.generators[0]).to(rows.device)
         self.orders = [source.data.rows[order] for source in self.sources]
 
-    def time(self, epoch: int, step: int) -> float:
-        """Return the time of a step in [0, 1] of the fit."""
-        return (epoch + self.cuts[step] / self.cuts[-1]) / self.epochs
+    def begin_step(self, epoch: int, step: int) -> float:
+        """Return the factor of the learning rate."""
+        schedule = self.net.schedule
+        assert schedule is not None
+        rate = schedule((epoch + self.cuts[step] / self.cuts[-1]) / self.epochs)
+        if self.strategies:  # some ask the net
+            self.net.optimizer_.param_groups[0]["lr"] = self.net.lr * rate
+        return float(rate)
 
     def share(self, step: int) -> float:
         """Return the share of the rows that a step has."""
@@ -393,7 +391,6 @@ class Stack:
         self.lanes: list[Lane] = []
         start = 0
         for members in by_lane.values():
-            members.sort(key=lambda fit: repr(fit.setting))  # slices of one rate are longer so
             self.lanes.append(Lane(members, start))
             start = self.lanes[-1].members.stop
         self.net = self.lanes[0].net
@@ -464,32 +461,24 @@ class Stack:
         self.module.train()
         total: Tensor | float = 0.0
         for step in range(len(self.lanes[0].cuts) - 1):
-            for group in self.optimizer.param_groups:
-                if (lane := group["lane"]).net.schedule is not None:
-                    rate = lane.net.schedule(lane.time(self.epoch, step))
-                    group["lr"] = group["peak"] * rate
-            total = total + self._train_step(step)
+            rates = [lane.begin_step(self.epoch, step) for lane in self.lanes]
+            total = total + self._train_step(step, rates)
         assert isinstance(total, Tensor)
         for lane in self.lanes:
             lane.tell("on_epoch_end", **lane.fits[0].data.datasets())
         seconds = (time.perf_counter() - started) / len(self.fits)
+        by_lane = list(zip(rates, self.lanes, strict=True))
         for fit, members in self.members():
             if not fit.done:
                 with fit.judged():
-                    lr = fit.net.lr if fit.net.schedule is None else self._rate_of(fit)
+                    lr = fit.net.lr * next(r for r, lane in by_lane if fit in lane.fits)
                     fit.net.record(float(total[members].mean()), lr, seconds)
                     if fit.watched:
                         self._hand_over(fit, members)
                         fit.net.validate(fit.data)
                         fit.net.notify("on_epoch_end", **fit.data.datasets())
 
-    def _rate_of(self, fit: Fit) -> float:
-        lane = next(lane for lane in self.lanes if fit in lane.fits)
-        last = lane.time(self.epoch, len(lane.cuts) - 2)
-        rate: float = fit.net.lr * fit.net.schedule(last)  # type: ignore[misc]
-        return rate
-
-    def _train_step(self, step: int) -> Tensor:
+    def _train_step(self, step: int, rates: list[float]) -> Tensor:
         """Take one step of all members; return their shares of the loss of the epoch."""
         batches = [lane.batch(step) for lane in self.lanes]
         x = self._rows(batches)
@@ -498,22 +487,33 @@ class Stack:
         def objective() -> Tensor:
             first = not logits
             self.optimizer.zero_grad()
-            self.module.zero_grad()
             with self.net._autocast():
                 out = self.module(x).to(self.net.dtype)
             logits[:] = [out[lane.members, : lane.size] for lane in self.lanes]
             each = zip(self.lanes, batches, logits, strict=True)
             value = torch.cat([lane.objective(b, z, first) for lane, b, z in each])
             value.sum().backward()
-            self._share_gradients()
             return value.detach()
 
-        value: Tensor = self.optimizer.step(objective)
+        value = self._moved(objective, rates)
         shares = []
         for lane, batch, z in zip(self.lanes, batches, logits, strict=True):
             lane.end_step(batch, z, value[lane.members])
             shares.append(value[lane.members] * lane.share(step))
         return torch.cat(shares)
+
+    def _moved(self, objective: Callable[[], Tensor], rates: list[float]) -> Tensor:
+        """Take the step of the optimiser, with the factor of the learning rate of each lane."""
+        if not isinstance(self.optimizer, StackedOptimizer):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.net.lr * rates[0]
+            value: Tensor = self.optimizer.step(objective)
+            return value
+        if len(set(rates)) == 1:
+            return self.optimizer.step(objective, rates[0])
+        counts = torch.tensor([lane.members.stop - lane.members.start for lane in self.lanes])
+        rate = torch.tensor(rates, dtype=self.net.dtype).repeat_interleave(counts)
+        return self.optimizer.step(objective, rate.to(self.net.device))
 
     def _rows(self, batches: list[Batch]) -> Tensor:
         if len(self.lanes) == 1:
@@ -536,57 +536,39 @@ class Stack:
     # The optimiser --------------------------------------------------------------------------------
 
     def _make_optimizer(self) -> Any:
-        """Return the optimiser of all members, over slices of the parameters that share a rate."""
-        runs = list(self._runs())
-        self.slices: list[tuple[Tensor, nn.Parameter, slice]] = []
-        groups: list[dict[str, Any]] = []
-        for lane, net, members in runs:
-            parameters = self.module.named_parameters()
-            named: list[tuple[str, Tensor]] = [
-                (name, self._slice(p, members) if len(runs) > 1 else p) for name, p in parameters
-            ]
-            if len(lane.fits) == 1:
-                named += lane.net.criterion_.named_parameters()
-            (own,), kwargs = net.get_params_for_optimizer("optimizer", named)
-            known = kwargs if len(runs) > 1 else {}
-            groups += [known | group | {"lane": lane, "peak": net.lr} for group in own]
-        return self.net.optimizer(groups, **kwargs)
-
-    def _runs(self) -> Iterator[tuple[Lane, RobustNet, slice]]:
-        """Yield consecutive members that one setting of the optimiser moves."""
-        if not self._elementwise:
-            yield self.lanes[0], self.net, slice(0, self.lanes[-1].members.stop)
-            return
+        """Return the optimiser of all members."""
+        named = [(name, p, self._all) for name, p in self.module.named_parameters()]
         for lane in self.lanes:
-            start = lane.members.start
-            for _, group in groupby(lane.fits, key=lambda fit: repr(fit.setting)):
-                fits = list(group)
-                stop = start + lane.width * len(fits)
-                yield lane, fits[0].net, slice(start, stop)
-                start = stop
+            if len(lane.fits) == 1:
+                learned = lane.net.criterion_.named_parameters()
+                named += [(name, p, lane.members) for name, p in learned]
+        if self.net.optimizer not in LINEAR:
+            own = [(name, p) for name, p, _ in named]
+            groups, options = self.net.get_params_for_optimizer("optimizer", own)
+            return self.net.optimizer(*groups, **options)
+        settings = [fit.setting for fit, m in self.members() for _ in range(m.start, m.stop)]
+        rates = {
+            name: torch.tensor([setting[name] for setting in settings], dtype=self.net.dtype)
+            for name in MEMBER_RATES
+        }
+        rates = {name: rate.to(self.net.device) for name, rate in rates.items()}
+        parameters = [(p, members, self.net.decays(name, p)) for name, p, members in named]
+        return StackedOptimizer(self.net.optimizer, parameters, **settings[0] | rates)
 
     @property
-    def _elementwise(self) -> bool:
-        return self.net.optimizer in ELEMENTWISE
-
-    def _slice(self, p: nn.Parameter, members: slice) -> Tensor:
-        part = p.data[members]
-        self.slices.append((part, p, members))
-        return part
-
-    def _share_gradients(self) -> None:
-        for part, p, members in self.slices:
-            part.grad = None if p.grad is None else p.grad[members]
+    def _all(self) -> slice:
+        return slice(0, self.lanes[-1].members.stop)
 
     def keep(self, fits: Sequence[Fit]) -> None:
         """Drop all other fits, and what the optimiser remembers of them."""
-        if not self._elementwise:
+        if not isinstance(self.optimizer, StackedOptimizer):
             return
-        together = [f for lane in self.lanes for f in lane.together(fits)]
+        together = [fit for lane in self.lanes for fit in lane.together(fits)]
         kept = [torch.arange(m.start, m.stop) for fit, m in self.members() if fit in together]
         index = torch.cat(kept).to(self.net.device)
-        former = self.optimizer.state
-        state = {p: self._state_of(p) for p in self.module.parameters()}
+        self.optimizer.keep(index)
+        for p in self.module.parameters():
+            p.data, p.grad = p.data[index], None
         start, lanes = 0, []
         for lane in self.lanes:
             if staying := lane.together(fits):
@@ -594,28 +576,7 @@ class Stack:
                 lanes.append(lane)
                 start = lane.members.stop
         self.lanes, self.net = lanes, lanes[0].net
-        for p in self.module.parameters():
-            p.data, p.grad = p.data[index], None
         self._read_by(start)
-        self.optimizer = self._make_optimizer()
-        whole = [(p, p, slice(None)) for p in self.module.parameters()]
-        for part, p, members in self.slices or whole:
-            self.optimizer.state[part] = {
-                name: value[index][members].clone() if _has_members(value, p) else value.clone()
-                for name, value in state[p].items()
-            }
-        for p in (p for lane in lanes for p in lane.net.criterion_.parameters()):
-            self.optimizer.state[p] = former[p]
-
-    def _state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
-        """Return what the optimiser remembers of a parameter, of all members."""
-        parts = [self.optimizer.state[part] for part, of, _ in self.slices if of is p]
-        if not parts:
-            return dict(self.optimizer.state[p])
-        return {
-            name: torch.cat([part[name] for part in parts]) if _has_members(value, p) else value
-            for name, value in parts[0].items()
-        }
 
     def _read_by(self, n: int) -> None:
         """Tell the layers how many members there are, and who draws their dropout."""
@@ -624,10 +585,6 @@ class Stack:
         for layer in self.module.modules():
             if isinstance(layer, Dropout):
                 layer.lanes = self.lanes if drops else ()
-
-
-def _has_members(value: Tensor, p: nn.Parameter) -> bool:
-    return value.ndim == p.ndim
 
 
 @torch.no_grad()

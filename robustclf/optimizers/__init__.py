@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from robustclf._registry import check_known
 from robustclf.optimizers._base import OPTIMIZERS, get_optimizer
+from robustclf.optimizers._stacked import LINEAR, StackedOptimizer
 from robustclf.optimizers.fadam import FAdam
 from robustclf.optimizers.momo import MoMo, MoMoAdam
 from robustclf.optimizers.perturbed import ASAM, AWP, SAM, Perturbed, find_base
@@ -34,12 +35,14 @@ from robustclf.optimizers.perturbed import ASAM, AWP, SAM, Perturbed, find_base
 __all__ = [
     "ASAM",
     "AWP",
+    "LINEAR",
     "OPTIMIZERS",
     "SAM",
     "FAdam",
     "MoMo",
     "MoMoAdam",
     "Perturbed",
+    "StackedOptimizer",
     "check_optimizer",
     "fused",
     "get_optimizer",
