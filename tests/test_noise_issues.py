@@ -8,12 +8,20 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
 from robustclf.noise import LabelIssues, TrainingDynamics, find_label_issues, noise_rate
 from robustclf.noise import _neighbours as neighbours_module
-from robustclf.noise._detectors import METHODS, PRUNE, Evidence, consensus, pruned, under_transition
+from robustclf.noise._detectors import (
+    METHODS,
+    PRUNE,
+    Evidence,
+    consensus,
+    pruned,
+    transition_of_sure,
+    under_transition,
+)
 from robustclf.noise._neighbours import nearest
 
 
@@ -168,13 +176,68 @@ def test_consensus_without_features_is_what_the_networks_learned(everything):
     assert_allclose(consensus(Evidence(y, p, dynamics=dynamics)), dynamics.mean_proba)
 
 
-def test_posterior_under_the_transition_by_hand():
-    p = np.repeat([[0.8, 0.2], [0.1, 0.9]], [5, 5], axis=0)
-    y = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
-    counts = np.array([[4, 1], [0, 5]]) + 0.3 * 5 * np.array([[0.9, 0.1], [0.1, 0.9]])
-    T = counts / counts.sum(axis=1, keepdims=True)
-    expected = p * T[:, y].T
+def sure_of(counts, sure=0.8):
+    """Probabilities and labels whose counts, of predicted class and label, are those given."""
+    guess, y = np.repeat(np.argwhere(counts + 1), np.ravel(counts), axis=0).T
+    rest = (1 - sure) / (len(counts) - 1)
+    return np.eye(len(counts))[guess] * (sure - rest) + rest, y
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        np.array([[7, 3, 0], [0, 8, 2], [4, 0, 6]]),
+        np.array([[50, 50, 0], [0, 99, 1], [0, 0, 0]]),  # no row is predicted as the last class
+    ],
+)
+def test_posterior_under_the_transition_by_hand(counts):
+    p, y = sure_of(counts)
+    stay = (np.trace(counts) + 1) / (counts.sum() + 2)
+    uniform = np.where(np.eye(3), stay, (1 - stay) / 2)
+    classes = np.flatnonzero(counts.any(axis=1))
+    distance, d, transition = 0, 0, uniform.copy()
+    for k in classes:
+        expected = counts[k].sum() * uniform[k]
+        distance += ((counts[k] - expected) ** 2 / expected)[np.arange(3) != k].sum()
+        d += 2
+    assert distance > d, "uniform noise is not all"
+    for k in classes:
+        shown = counts[k] / counts[k].sum()
+        transition[k] = (1 - d / distance) * shown + d / distance * uniform[k]
+    assert_allclose(transition_of_sure(p, y), transition)
+    expected = p * np.sqrt(transition[:, y].T)
     assert_allclose(under_transition(p, y), expected / expected.sum(axis=1, keepdims=True))
+
+
+def test_counts_near_uniform_noise_give_uniform_noise():
+    counts = np.array([[70, 12, 8], [11, 70, 9], [8, 12, 70]])
+    transition = transition_of_sure(*sure_of(counts))
+    assert_allclose(transition, np.where(np.eye(3), 211 / 272, 61 / 272 / 2))
+    counts[0] = [70, 20, 0]
+    assert np.ptp(transition_of_sure(*sure_of(counts))[0, 1:]) > 0.01
+
+
+def test_only_the_surest_rows_of_each_class_show_the_transition():
+    counts = np.array([[27, 3, 0], [0, 27, 3], [3, 0, 27]])
+    sure, y = sure_of(counts)
+    unsure, mistaken = sure_of(np.roll(counts, 2, axis=1), sure=0.6)
+    both = np.concatenate([unsure, sure]), np.concatenate([mistaken, y])
+    assert_allclose(transition_of_sure(*both), transition_of_sure(sure, y))
+
+
+def test_classes_hard_to_tell_apart_are_not_taken_for_mistaken_labels():
+    rng = np.random.default_rng(0)
+    true = rng.integers(6, size=2000)
+    near, same = np.arange(6) // 2 == true[:, None] // 2, np.arange(6) == true[:, None]
+    p = np.exp(2 * near + same + 0.8 * rng.normal(size=(2000, 6)))
+    p /= p.sum(axis=1, keepdims=True)
+    assert np.mean(p.argmax(axis=1) != true) > 0.15
+    y = np.where(rng.random(2000) < 0.1, (true + rng.integers(1, 6, 2000)) % 6, true)
+    precision = {
+        method: average_precision_score(y != true, METHODS[method](Evidence(y, p)))
+        for method in ("combined", "self_confidence")
+    }
+    assert precision["combined"] > precision["self_confidence"] - 0.02, "the noise is uniform"
 
 
 @pytest.mark.parametrize("given", [("X",), ("dynamics",), ("X", "dynamics"), ()], ids=str)

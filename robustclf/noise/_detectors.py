@@ -15,7 +15,7 @@ from robustclf.noise._neighbours import nearest
 from robustclf.noise.dynamics import TrainingDynamics
 from robustclf.noise.transition import confident_guess, confident_joint
 
-SHRINKAGE = 0.3  # of an estimated transition towards uniform noise, as a share of the rows
+SURE = 0.4  # of the rows of a predicted class: those that show its transition
 SMOOTHING = 0.02  # added to the votes of neighbours
 PRUNE = ("by_noise_rate", "by_class", "both", "off_diagonal")
 
@@ -65,9 +65,8 @@ class Evidence:
 
     @cached_property
     def posterior(self) -> Scores:
-        """Probability of each class; half of it knows the transition, which may mislead."""
-        p = consensus(self)
-        return (p + under_transition(p, self.codes)) / 2
+        """Probability of each class, given the label."""
+        return under_transition(consensus(self), self.codes)
 
     @property
     def one_hot(self) -> Scores:
@@ -167,22 +166,39 @@ def consensus(e: Evidence) -> Scores:
 
 
 def under_transition(p: Scores, codes: NDArray[np.int64]) -> Scores:
-    r"""Return the posterior :math:`p_k T_{ky} / \sum_j p_j T_{jy}` of each class k given label y.
+    r"""Return :math:`p_k \sqrt{T_{ky}} / \sum_j p_j \sqrt{T_{jy}}` of each class k given label y.
 
-    T is counted from the most probable classes and the given labels, and shrunk towards uniform
-    noise of the same rate.
+    This is the geometric mean of p and of the posterior under the transition T: networks that saw
+    the label know a part of what T tells.
     """
-    n, n_classes = p.shape
-    counts = np.zeros((n_classes, n_classes))
-    np.add.at(counts, (p.argmax(axis=1), codes), 1)
-    stay = np.trace(counts) / n
+    joint = p * np.sqrt(transition_of_sure(p, codes))[:, codes].T
+    posterior: Scores = joint / joint.sum(axis=1, keepdims=True)
+    return posterior
+
+
+def transition_of_sure(p: Scores, codes: NDArray[np.int64]) -> Scores:
+    r"""Return the transition that the surest rows of each predicted class show.
+
+    Elsewhere classes that are hard to tell apart would look like mistaken labels. As in James-Stein
+    estimates, it is shrunk towards uniform noise U as far as the counts agree with it: U weighs
+    :math:`\min(1, d / \chi^2)` for their distance :math:`\chi^2` from it in d cells.
+    """
+    n_classes = p.shape[1]
+    guess, counts = p.argmax(axis=1), np.zeros((n_classes, n_classes))
+    for k in np.unique(guess):
+        rows = np.flatnonzero(guess == k)
+        sure = rows[p[rows, k] >= np.quantile(p[rows, k], 1 - SURE)]
+        counts[k] = np.bincount(codes[sure], minlength=n_classes)
+    total = counts.sum(axis=1, keepdims=True)
+    stay = (np.trace(counts) + 1) / (total.sum() + 2)
     uniform = np.full((n_classes, n_classes), (1 - stay) / (n_classes - 1))
     np.fill_diagonal(uniform, stay)
-    transition = counts + SHRINKAGE * n / n_classes * uniform
-    transition /= transition.sum(axis=1, keepdims=True)
-    joint = p * transition[:, codes].T
-    posterior: Scores = joint / joint.sum(axis=1, keepdims=True).clip(np.finfo(float).tiny)
-    return posterior
+    gap = counts - total * uniform
+    cells = (total > 0) & ~np.eye(n_classes, dtype=bool)
+    distance = (gap[cells] ** 2 / (total * uniform)[cells]).sum()
+    weight = cells.sum() / max(distance, cells.sum())
+    transition: Scores = uniform + (1 - weight) * gap / total.clip(1)
+    return transition
 
 
 def _float(values: NDArray[np.floating]) -> Scores:

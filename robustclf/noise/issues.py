@@ -82,11 +82,11 @@ def find_label_issues(
     have while they learn (``dynamics``, else ``proba``) and of those of the nearest rows (``X``),
     each weighted by its accuracy out of fold, and ranks by
 
-    .. math:: \tfrac12 (1 - p_y) + \tfrac12 \Bigl(1 - \frac{p_y T_{yy}}{\sum_k p_k T_{ky}}\Bigr)
+    .. math:: 1 - \frac{p_y \sqrt{T_{yy}}}{\sum_k p_k \sqrt{T_{ky}}}
 
-    with the transition T counted from p and y and shrunk: where labels are mistaken for one
-    another in one direction, the second half sees it. The probabilities of all methods have the
-    estimated noise rate as their mean.
+    with the transition T counted from p and y where p is sure, and shrunk towards uniform noise as
+    far as the counts agree with it: T matters where labels are mistaken for one another in one
+    direction. The probabilities of all methods have the estimated noise rate as their mean.
 
     Parameters
     ----------
