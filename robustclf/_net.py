@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Subset
 
 from robustclf._device import device_exists
+from robustclf._distributed import average_gradients, data_parallel
 from robustclf.losses import CrossEntropy, Loss
 from robustclf.modules import NestedDropout, Network
 from robustclf.strategies import Batch, Strategy, overrides
@@ -242,6 +243,7 @@ class RobustNet(NeuralNetClassifier):
                 weighted = weighted + strategy.penalty(self, batch, logits)
             value: Tensor = weighted.mean(-1)  # over samples; each member has its own mean
             value.sum().backward()
+            average_gradients(self)
             if self._listening["on_grad_computed"]:
                 parameters = list(self.get_all_learnable_params())
                 self.notify("on_grad_computed", named_parameters=parameters, batch=batch)
@@ -317,11 +319,12 @@ class RobustNet(NeuralNetClassifier):
             "dataset_valid": None if X.x_valid is None else Dataset(X.x_valid, X.y_valid),
         }
         try:
-            for epoch in range(epochs):
-                self.notify("on_epoch_begin", **data)
-                self._train_epoch(X, epoch, epochs)
-                self._validate(X)
-                self.notify("on_epoch_end", **data)
+            with data_parallel(self, X):
+                for epoch in range(epochs):
+                    self.notify("on_epoch_begin", **data)
+                    self._train_epoch(X, epoch, epochs)
+                    self._validate(X)
+                    self.notify("on_epoch_end", **data)
         except KeyboardInterrupt:
             stops = [c for c in callbacks if isinstance(c, EarlyStopping)]
             self.interrupted_ = not any(c.misses_ == c.patience for c in stops)
