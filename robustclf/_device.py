@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustclf._distributed import own_cuda
 from robustclf._registry import check_known, closest
 
 
@@ -26,7 +27,7 @@ def device_exists(device: str) -> bool:
 def find_device(device: str) -> str:
     """Return the device to fit on; ``"auto"`` is CUDA where there is one, else the CPU."""
     if device == "auto":
-        return "cuda" if device_exists("cuda") else "cpu"
+        return own_cuda() if device_exists("cuda") else "cpu"
     try:
         exists = device_exists(device)
     except (RuntimeError, TypeError) as error:

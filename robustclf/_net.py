@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Subset
 
 from robustclf._device import device_exists
+from robustclf._distributed import average_gradients, data_parallel
 from robustclf.losses import CrossEntropy, Loss
 from robustclf.modules import NestedDropout, Network
 from robustclf.strategies import Batch, Strategy, overrides
@@ -248,6 +249,7 @@ class RobustNet(NeuralNetClassifier):
                 logits = self._forward(batch)
             value = self.objective(batch, logits, first)
             value.sum().backward()
+            average_gradients(self)
             if self._listening["on_grad_computed"]:
                 parameters = list(self.get_all_learnable_params())
                 self.notify("on_grad_computed", named_parameters=parameters, batch=batch)
@@ -334,11 +336,12 @@ class RobustNet(NeuralNetClassifier):
         epochs = self.max_epochs if epochs is None else epochs
         data = X.datasets()
         try:
-            for epoch in range(epochs):
-                self.notify("on_epoch_begin", **data)
-                self._train_epoch(X, epoch, epochs)
-                self.validate(X)
-                self.notify("on_epoch_end", **data)
+            with data_parallel(self, X):
+                for epoch in range(epochs):
+                    self.notify("on_epoch_begin", **data)
+                    self._train_epoch(X, epoch, epochs)
+                    self.validate(X)
+                    self.notify("on_epoch_end", **data)
         except KeyboardInterrupt:
             self.interrupted_ = not self.has_stopped()
         return self

@@ -9,6 +9,8 @@ from skorch.callbacks import Callback
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from robustclf._distributed import is_first
+
 
 class Progress(Callback):
     """A progress bar over epochs, with the loss and the accuracy on held-out or training labels."""
@@ -18,7 +20,7 @@ class Progress(Callback):
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Open the bar."""
-        self.bar_ = tqdm(total=self.epochs, unit="epoch")
+        self.bar_ = tqdm(total=self.epochs, unit="epoch", disable=not is_first())
 
     def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
         """Start counting right predictions."""

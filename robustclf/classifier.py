@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
@@ -30,6 +29,7 @@ from robustclf._build import (
     training_set,
 )
 from robustclf._device import random_states, seeded
+from robustclf._distributed import common_random_state
 from robustclf._net import CHUNK, SCHEDULES
 from robustclf._params import NestedParamsMixin
 from robustclf._rows import (
@@ -128,7 +128,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     track_dynamics : bool, default=False
         Whether to look at every row after each epoch, for ``dynamics_``. Costs a forward pass.
     device : str, default="auto"
-        ``"auto"`` is CUDA where there is one, else the CPU.
+        ``"auto"`` is CUDA where there is one, else the CPU. In a process group of torch, where all
+        processes call ``fit``, each takes a device of its own and its share of every batch.
     precision : {"float32", "float64", "bf16"}, default="float32"
         ``"bf16"`` runs the network in bfloat16 where the hardware has it, the rest in float32.
     random_state : int, RandomState or None, default=None
@@ -376,7 +377,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         groups = group_codes(groups, len(missing))
         trusted = row_mask(trusted, len(missing), "trusted")
         method.check_told(missing, stacklevel=5, groups=groups, trusted=trusted)
-        rng = check_random_state(self.random_state)
+        rng = common_random_state(self.random_state, method.device)
         rows = plan_rows(
             self,
             method,
@@ -432,7 +433,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         known = np.unique(labels if classes is None else classes) if first else self.classes_
         method = Method.of(self, known)
         method.check_told(missing, groups=None, trusted=None)
-        rng = check_random_state(self.random_state)
+        rng = common_random_state(self.random_state, method.device)
         rows = plan_rows(self, method, labels, missing, sample_weight, rng)
         encoder = make_encoder(self) if first else self.encoder_
         with seeded(rng.randint(2**31 - 1), method.device):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustclf._distributed import Share, by_share
 from robustclf.modules._layers import (
     Activation,
     Dropout,
@@ -207,22 +208,28 @@ class Network(nn.Module):
     n_members : int
     """
 
+    share: Share | None = None
+    """Rows that this process runs, while several processes train the stack together."""
+
     def __init__(self, inputs: TabularInput, body: nn.Module, n_members: int) -> None:
         super().__init__()
         self.inputs = inputs
         self.body = body
         self.n_members = n_members
 
+    @by_share
     def forward(self, x: Tensor) -> Tensor:
         """Map ``([member,] sample, feature)`` to logits ``(member, sample, class)``."""
         logits: Tensor = self.body(self._read(x))
         return logits
 
+    @by_share
     def embed(self, x: Tensor) -> Tensor:
         """Return the penultimate features, ``(member, sample, width)``."""
         features: Tensor = self.body.embed(self._read(x))  # type: ignore[operator]
         return features
 
+    @by_share
     def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the penultimate features and the logits of one pass."""
         both: tuple[Tensor, Tensor] = self.body.with_features(self._read(x))  # type: ignore[operator]
