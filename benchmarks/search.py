@@ -1,0 +1,145 @@
+"""Seconds of RobustSearchCV as ratios to GridSearchCV over skorch and over RobustClassifier.
+
+All searches cover the same 12 candidates and 5 folds of the same network with the same loss, and
+take turns; each ratio is taken within a turn, and the median over the turns is reported. Run it
+with nothing else on the machine. See README.md beside this file.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.model_selection import GridSearchCV
+from skorch import NeuralNetClassifier
+from speed import Job, Ratio, environment
+from torch import nn
+
+RESULTS = Path(__file__).parent / "results" / "search.jsonl"
+LRS, DECAYS = [3e-4, 1e-3, 3e-3, 1e-2], [0.0, 0.01, 0.1]
+FOLDS = 5
+JOBS = {
+    "small": (Job(5_000, 20, 5, 64, 64, epochs=30), 6.0, 3.0),
+    "large": (Job(5_000, 20, 5, 256, 256, epochs=30), 3.0, 1.6),
+}
+Search = Callable[[], Any]
+
+
+def candidates(job: Job, dropout: float, device: str) -> Any:
+    from robustclf import RobustClassifier
+
+    return RobustClassifier(
+        loss="ce",
+        hidden=(job.width, job.width),
+        dropout=dropout,
+        max_epochs=job.epochs,
+        batch_size=job.batch_size,
+        device=device,
+        random_state=0,
+    )
+
+
+def skorch_net(job: Job) -> NeuralNetClassifier:
+    return NeuralNetClassifier(
+        job.network,
+        criterion=nn.CrossEntropyLoss,
+        optimizer=torch.optim.AdamW,
+        max_epochs=job.epochs,
+        batch_size=job.batch_size,
+        iterator_train__shuffle=True,
+        train_split=None,
+        verbose=0,
+    )
+
+
+def searches(job: Job, X: NDArray, y: NDArray, n_jobs: int, device: str) -> dict[str, Search]:
+    """Return what is compared, by name."""
+    from robustclf.model_selection import RobustSearchCV
+
+    def stacked(dropout: float = 0.0, **options: Any) -> Search:
+        clf = candidates(job, dropout, device)
+        grid = {"lr": LRS, "weight_decay": DECAYS}
+        return RobustSearchCV(clf, grid, cv=FOLDS, refit=False, **options).fit
+
+    def grid(estimator: Any, **names: Any) -> Search:
+        return GridSearchCV(estimator, names, cv=FOLDS, refit=False, n_jobs=n_jobs).fit
+
+    ours = {"lr": LRS, "weight_decay": DECAYS}
+    found = {
+        "stack": stacked(n_jobs=n_jobs),
+        "stack, one process": stacked(),
+        "stack with halving, one process": stacked(halving=True),
+        "GridSearchCV(RobustClassifier)": grid(candidates(job, 0.0, device), **ours),
+        "stack, dropout 0.3": stacked(0.3, n_jobs=n_jobs),
+        "GridSearchCV(RobustClassifier), dropout 0.3": grid(candidates(job, 0.3, device), **ours),
+        "GridSearchCV(skorch)": grid(skorch_net(job), lr=LRS, optimizer__weight_decay=DECAYS),
+    }
+    return {name: lambda fit=fit: fit(X, y) for name, fit in found.items()}
+
+
+def measure(job: Job, goals: tuple[float, float], args: argparse.Namespace) -> list[Ratio]:
+    """Return the ratios: how many times faster the stack is."""
+    X, y = job.data()
+    few = Job(400, job.n_features, job.n_classes, job.width, job.batch_size, epochs=1)
+    for search in searches(few, X[:400], y[:400], args.n_jobs, args.device).values():
+        search()  # starts the workers, loads torch there
+    seconds: dict[str, list[float]] = {}
+    for _ in range(args.turns):
+        for name, search in searches(job, X, y, args.n_jobs, args.device).items():
+            start = time.perf_counter()
+            search()
+            seconds.setdefault(name, []).append(time.perf_counter() - start)
+            print(f"  {job.name}, {name}: {seconds[name][-1]:.1f} s", flush=True)
+    took = {name: np.array(values) for name, values in seconds.items()}
+    own, own_dropout, theirs = (name for name in took if name.startswith("GridSearchCV"))
+    pairs = [
+        (theirs, "stack", goals[0]),
+        (own, "stack", goals[1]),
+        (own_dropout, "stack, dropout 0.3", None),
+        (own, "stack, one process", None),
+        (own, "stack with halving, one process", None),
+    ]
+    return [
+        Ratio(f"{slow} / {fast} ({job.name})", list(took[slow] / took[fast]), goal)
+        for slow, fast, goal in pairs
+    ]
+
+
+def row(ratio: Ratio) -> str:
+    """Return a line of the table; a goal is a least value here."""
+    middle, values = float(np.median(ratio.values)), ratio.values
+    holds = "yes" if ratio.goal and middle >= ratio.goal else "NO"
+    goal = f"{ratio.goal:g} | {holds}" if ratio.goal else "- | -"
+    return f"| {ratio.what} | {middle:.2f} | {min(values):.2f} .. {max(values):.2f} | {goal} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", default="small,large", help="small (width 64) and large (256)")
+    parser.add_argument("--n-jobs", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help=f"append to {RESULTS.name}, too")
+    args = parser.parse_args()
+    ratios = []
+    for name in args.jobs.split(","):
+        job, *goals = JOBS[name]
+        ratios += measure(job, (goals[0], goals[1]), args)
+    where = environment(torch.get_num_threads()) | {"device": args.device}
+    print(", ".join(f"{name} {value}" for name, value in where.items()), end="\n\n")
+    print("| how many times faster | median | min .. max | goal | holds |\n|---|---|---|---|---|")
+    print("\n".join(map(row, ratios)))
+    if args.json:
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(where | {"ratios": [asdict(r) for r in ratios]}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
