@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -207,6 +207,9 @@ class Network(nn.Module):
         Maps ``(member, sample, inputs.out_features)`` to ``(member, sample, class)``.
     n_members : int
     """
+
+    arguments: dict[str, Any] | None = None
+    """What :func:`make_network` builds the body from; None around modules that are not of here."""
 
     def __init__(self, inputs: TabularInput, body: nn.Module, n_members: int) -> None:
         super().__init__()
