@@ -20,7 +20,7 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 # design: "Layers (imports point down only)"; one line is one layer
 LAYERS = [
-    {"_registry", "_rows", "preprocessing"},
+    {"_files", "_registry", "_rows", "preprocessing"},
     {
         "_device",
         "_params",
@@ -34,8 +34,10 @@ LAYERS = [
     },
     {"strategies", "stopping", "_dynamics"},
     {"optimizers", "modules", "recipes"},
+    {"_packing"},
     {"_net"},
     {"_build"},
+    {"_export"},
     {"classifier"},
     {"model_selection"},
     {"plotting", "__init__"},
