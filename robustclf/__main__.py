@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustclf import __version__, list_losses, list_recipes, list_strategies
+from robustclf._files import written
 from robustclf._registry import check_known
 
 OPTIONAL = ("jinja2", "matplotlib", "pandas", "pyarrow")
@@ -47,7 +48,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     files.check_outputs([arguments.table], [arguments.out, issues], force=arguments.force)
     found = audit.audit(arguments.table, arguments.label, _settings(arguments))
     number = found.n_wrong if arguments.top is None else arguments.top
-    with files.written(arguments.out, issues) as [page, rows]:
+    with written(arguments.out, issues) as [page, rows]:
         page.write_text(report.render(found), encoding="utf-8")
         found.issues(found.ranking[:number]).to_csv(rows, index=False, encoding="utf-8")
     wrote = {"report": str(arguments.out), "issues": str(issues)}
@@ -65,7 +66,7 @@ def _clean(arguments: argparse.Namespace) -> int:
     clean.check_suffix(open_table(arguments.table, arguments.encoding), arguments.out)
     found = audit.audit(arguments.table, arguments.label, _settings(arguments))
     rows = clean.chosen(found, arguments.threshold)
-    with files.written(arguments.out, log) as [table, changes]:
+    with written(arguments.out, log) as [table, changes]:
         n_written = clean.write_clean(found, rows, arguments.action, table)
         done = clean.change_log(found, rows, arguments.action)
         done.to_csv(changes, index=False, encoding="utf-8")
@@ -89,7 +90,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     fitted, training = model.fit_model(
         arguments.table, arguments.label, _settings(arguments), arguments.recipe, **chosen
     )
-    with files.written(arguments.model) as [path]:
+    with written(arguments.model) as [path]:
         joblib.dump(fitted, path)
     n, kinds = len(training.rows), fitted.features.kinds
     classes = training.source.classes.tolist()
@@ -108,7 +109,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     files.check_outputs(inputs, [arguments.out], force=arguments.force)
     fitted = model.load_model(arguments.model)
     table = open_table(arguments.table, arguments.encoding)
-    with files.written(arguments.out) as [path]:
+    with written(arguments.out) as [path]:
         n = model.write_predictions(fitted, table, path, arguments.id, proba=arguments.proba)
     _say(arguments, f"{n:,} rows predicted", {"rows": n}, {"predictions": str(arguments.out)})
     return DONE

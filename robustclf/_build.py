@@ -53,8 +53,7 @@ class Prepared:
 
     def so_far(self) -> dict[str, Any]:
         """Return what predicts, while the training may go on."""
-        known = {"classes_": self.classes, "encoder_": self.encoder}
-        return known | {"net_": self.net, "history_": self.net.history}
+        return {"classes_": self.classes, "encoder_": self.encoder, "net_": self.net}
 
     def fitted(self) -> dict[str, Any]:
         """Return what the estimator has learned, and keep no more than that."""

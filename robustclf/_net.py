@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,18 +17,22 @@ from scipy import sparse
 from skorch import NeuralNetClassifier
 from skorch.callbacks import EarlyStopping
 from skorch.dataset import Dataset
+from skorch.history import History
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 
 from robustclf._device import device_exists
 from robustclf._distributed import average_gradients, data_parallel
+from robustclf._packing import from_arrays, pack, to_arrays, unpack
 from robustclf.losses import CrossEntropy, Loss
 from robustclf.modules import NestedDropout, Network
+from robustclf.optimizers import get_optimizer, optimizer_alias
 from robustclf.strategies import Batch, Strategy, overrides
 
 WARM_UP_LOSS = CrossEntropy()
 CHUNK = 16_384  # rows of a forward pass without gradient
+OF_SKORCH = {"dataset": Dataset, "iterator_train": DataLoader, "iterator_valid": DataLoader}
 
 
 class DivergenceError(ArithmeticError):
@@ -485,19 +488,31 @@ class RobustNet(NeuralNetClassifier):
         self.optimizer_ = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle weights as CPU tensors, without the state of the optimiser."""
+        """Tell in plain data what predicts and can be trained on, without the optimiser's state."""
         state = self.__dict__.copy()
-        state["module"] = state["module_"] = copy.deepcopy(self.module_).cpu()
-        state["criterion_"] = copy.deepcopy(self.criterion_).cpu()
+        for name in (*OF_SKORCH, "module_", "virtual_params_", "_listening"):
+            state.pop(name, None)
+        state["module"] = pack(self.module_)
+        state["criterion_"] = to_arrays(self.criterion_)
+        state["history_"] = list(self.history_)
+        state["optimizer"] = optimizer_alias(self.optimizer)
         state["optimizer_"] = None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Go back to the device of the fit where there is one like it, else stay on the CPU."""
-        self.__dict__.update(state)
+        self.__dict__.update(OF_SKORCH | state)
         if not device_exists(self.device):
             self.device = "cpu"
-        self.module_.to(self.device)
+        self.virtual_params_: dict[str, Any] = {}
+        self.history_ = History(state["history_"])
+        self.optimizer = get_optimizer(state["optimizer"])
+        self.module = self.module_ = unpack(state["module"]).to(self.device)
+        params = self.get_params_for("criterion") | {"n_members": self.n_stacked}
+        criterion = Criterion(**params)
+        if self.history_:
+            criterion.at_epoch(self.epoch)
+        self.criterion_ = from_arrays(criterion, state["criterion_"]).to(self.device)
 
 
 def _tensor(x: NDArray[Any]) -> Tensor:

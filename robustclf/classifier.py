@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -15,7 +17,8 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skorch.callbacks import Callback
-from torch import Tensor
+from skorch.history import History
+from torch import Tensor, nn
 
 from robustclf._build import (
     Method,
@@ -30,6 +33,7 @@ from robustclf._build import (
 )
 from robustclf._device import random_states, seeded
 from robustclf._distributed import common_random_state
+from robustclf._export import export_onnx, export_torch
 from robustclf._net import CHUNK, SCHEDULES
 from robustclf._params import NestedParamsMixin
 from robustclf._rows import (
@@ -440,8 +444,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             x = fit_encoder(encoder, X, rows.weight)[1] if first else encode(encoder, X)
             if first:
                 net = make_net(self, encoder, x, rows, method, rng).initialize()
-                fitted = {"classes_": known, "encoder_": encoder}
-                self._keep(fitted | {"net_": net, "history_": net.history})
+                self._keep({"classes_": known, "encoder_": encoder, "net_": net})
             data = training_set(x, rows, self.net_, method)
             self.net_.schedule = None
             self.net_.partial_fit(data.to(self.net_), None, epochs=1)
@@ -455,6 +458,11 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             if hasattr(fitted["encoder_"], name):
                 fitted[name] = getattr(fitted["encoder_"], name)
         self.__dict__.update(fitted)
+
+    @property
+    def history_(self) -> History:
+        """What was recorded of each epoch."""
+        return self.net_.history
 
     def _encode(self, X: Any) -> Any:
         return encode(self.encoder_, X)
@@ -564,6 +572,108 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         dtype = np.float64 if self.precision == "float64" else np.float32
         arrays = [chunk.cpu().numpy().astype(dtype, copy=False) for chunk in chunks]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    # Elsewhere ----------------------------------------------------------------------------------
+
+    def export_onnx(self, path: str | Path, *, missing: str = "") -> None:
+        """Write the fitted classifier as an ONNX model that takes rows as they are.
+
+        Scaling, missing values, categories, all members and the labels are in the graph. A table
+        without column names and categories enters as ``X``, float64 of shape (n_samples,
+        n_features). Any other has an input of shape (n_samples, 1) for each column, by its name:
+        float64 for numbers, with NaN where they are missing, and strings for categories. Without
+        names they are ``x0``, ``x1``, and so on. The outputs are ``label``, of shape (n_samples,),
+        and ``probabilities``, of shape (n_samples, n_classes).
+
+        Parameters
+        ----------
+        path : str or Path
+            File to write, whole or not at all.
+        missing : str, default=""
+            What stands for a missing string, which ONNX does not have.
+
+        Raises
+        ------
+        ImportError
+            Without ``onnx`` and ``onnxscript``: ``pip install robustclf[onnx]``.
+        ValueError
+            For a transformer as ``preprocess``, or columns or labels that ONNX cannot take.
+        RuntimeError
+            If torch cannot export a module or loss that is not of this package; it says which.
+
+        Notes
+        -----
+        Where :meth:`predict` refuses rows the model does not: infinite numbers are the largest or
+        the smallest, and columns are not checked beyond their type. Labels are int64, strings,
+        booleans or float64. A model fitted with ``precision="bf16"`` computes in float32.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from sklearn.datasets import load_iris
+        >>> from robustclf import RobustClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = RobustClassifier(max_epochs=5, random_state=0).fit(X, y)
+        >>> path = Path(tempfile.mkdtemp()) / "iris.onnx"
+        >>> clf.export_onnx(path)
+        >>> import onnxruntime
+        >>> session = onnxruntime.InferenceSession(path)
+        >>> label, probabilities = session.run(None, {"X": X})
+        >>> np.allclose(probabilities, clf.predict_proba(X), atol=1e-5)
+        True
+        """
+        export_onnx(self, path, missing=missing)
+
+    def export_torch(self, path: str | Path | None = None) -> torch.export.ExportedProgram:
+        """Return the network as a program that runs without robustclf.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            File to write it to as well, for :func:`torch.export.load`.
+
+        Returns
+        -------
+        program : torch.export.ExportedProgram
+            Maps any number of encoded rows, ``encoder_.transform(X)``, to their probabilities. The
+            rows are float32 of the encoder of this package, float64 of others and with
+            ``precision="float64"``.
+
+        Raises
+        ------
+        RuntimeError
+            If torch cannot export a module or loss that is not of this package; it says which.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import torch
+        >>> from sklearn.datasets import load_iris
+        >>> from robustclf import RobustClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = RobustClassifier(max_epochs=5, random_state=0).fit(X, y)
+        >>> network = clf.export_torch().module()
+        >>> rows = torch.from_numpy(clf.encoder_.transform(X))
+        >>> np.allclose(network(rows).numpy(force=True), clf.predict_proba(X), atol=1e-5)
+        True
+        """
+        return export_torch(self, path)
+
+    def __reduce__(self) -> Any:
+        """Say what skops, which alone calls this, cannot store; pickle and copy can."""
+        fitted = hasattr(self, "net_") and self.net_.module_.arguments is None
+        if fitted or any(isinstance(part, nn.Module) for part in (self.module, self.activation)):
+            raise TypeError(
+                f"skops cannot store module={self.module!r} with activation={self.activation!r}: "
+                "the code of a module of torch is not in robustclf. Use pickle or joblib, or "
+                "export_onnx or export_torch for prediction."
+            )
+        return self.__reduce_ex__(2)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -208,6 +208,18 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
         tags.transformer_tags.preserves_dtype = []
         return tags
 
+    def __getstate__(self) -> dict[str, Any]:
+        """List the values of the categories: some stores of plain data take text keys alone."""
+        state: dict[str, Any] = super().__getstate__().copy()
+        if "_tables" in state:
+            state["_tables"] = [[j, list(table)] for j, table in self._tables.items()]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_tables": {}} if "_tables" in state else state)
+        if "_tables" in state:
+            self._tables.update((j, _numbered(values)) for j, values in state["_tables"])
+
     def _validate(self, X: Any, reset: bool) -> Any:
         """Return X as a CSR matrix, a 2-D array of numbers or a list of columns, uncopied."""
         if nw.dependencies.is_into_dataframe(X):
@@ -528,7 +540,11 @@ def _table(column: Any, name: str) -> _Table:
         known = [*sorted(found - {None}), *found & {None}]
     except TypeError as error:
         _refuse_mixture(values, name, error)
-    return _Table(zip(known, range(1, len(known) + 1), strict=True))
+    return _numbered(known)
+
+
+def _numbered(values: list[Any]) -> _Table:
+    return _Table(zip(values, range(1, len(values) + 1), strict=True))
 
 
 def _codes(column: Any, table: _Table, name: str) -> NDArray[np.int32]:

@@ -20,7 +20,7 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 # design: "Layers (imports point down only)"; one line is one layer
 LAYERS = [
-    {"_registry", "_rows", "_distributed", "preprocessing"},
+    {"_files", "_registry", "_rows", "_distributed", "preprocessing"},
     {
         "_device",
         "_params",
@@ -34,9 +34,11 @@ LAYERS = [
     },
     {"strategies", "stopping", "_dynamics"},
     {"optimizers", "modules", "recipes"},
+    {"_packing"},
     {"_net"},
     {"_build"},
-    {"classifier", "_stack"},
+    {"_export", "_stack"},
+    {"classifier"},
     {"_search"},
     {"model_selection"},
     {"plotting", "__init__"},

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from robustclf._files import written
 from robustclf.cli import tables
 from robustclf.cli.features import ENOUGH, Features, Kinds
-from robustclf.cli.files import InputError, check_outputs, written
+from robustclf.cli.files import InputError, check_outputs
 from robustclf.cli.survey import UNLABELLED, survey
 from robustclf.cli.tables import open_table
 

@@ -143,6 +143,16 @@ def make_network(
             ]
         )
     network = Network(inputs, body, n_members)
+    if isinstance(module, str) and not isinstance(activation, nn.Module):
+        alias = [name for name, function in ACTIVATIONS.items() if function is activation]
+        network.arguments = {
+            "module": module,
+            "n_classes": n_classes,
+            "hidden": tuple(hidden),
+            "activation": alias[0] if alias else activation,
+            "dropout": dropout,
+            **params,
+        }
     network.reset_members(seeds)
     return network
 

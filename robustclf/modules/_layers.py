@@ -132,6 +132,7 @@ class CategoryEmbedding(MemberLayer):
 
     def __init__(self, n_members: int, cardinality: int, features: int) -> None:
         super().__init__()
+        self.cardinality = cardinality
         self.weight = nn.Parameter(torch.empty(n_members, cardinality, features))
 
     def reset_member(self, member: int, generator: Generator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -210,6 +210,8 @@ class Network(nn.Module):
 
     share: Share | None = None
     """Rows that this process runs, while several processes train the stack together."""
+    arguments: dict[str, Any] | None = None
+    """What :func:`make_network` builds the body from; None around modules that are not of here."""
 
     def __init__(self, inputs: TabularInput, body: nn.Module, n_members: int) -> None:
         super().__init__()

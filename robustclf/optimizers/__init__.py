@@ -26,7 +26,7 @@ import torch
 from torch.optim import Optimizer
 
 from robustclf._registry import check_known
-from robustclf.optimizers._base import OPTIMIZERS, get_optimizer
+from robustclf.optimizers._base import OPTIMIZERS, get_optimizer, optimizer_alias
 from robustclf.optimizers._stacked import LINEAR, StackedOptimizer
 from robustclf.optimizers.fadam import FAdam
 from robustclf.optimizers.momo import MoMo, MoMoAdam
@@ -46,6 +46,7 @@ __all__ = [
     "check_optimizer",
     "fused",
     "get_optimizer",
+    "optimizer_alias",
 ]
 
 

@@ -45,3 +45,16 @@ def get_optimizer(optimizer: str | type[Optimizer]) -> type[Optimizer]:
     kind = OPTIMIZERS.get(optimizer)
     assert isinstance(kind, type)
     return kind
+
+
+def optimizer_alias(kind: type[Optimizer]) -> str | type[Optimizer]:
+    """Return the alias of an optimiser class, or a class that has none.
+
+    Examples
+    --------
+    >>> from robustclf.optimizers import get_optimizer, optimizer_alias
+    >>> optimizer_alias(get_optimizer("sgd"))
+    'sgd'
+    """
+    aliases = {OPTIMIZERS.get(alias): alias for alias in OPTIMIZERS.names()}
+    return aliases.get(kind, kind)
