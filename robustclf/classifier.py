@@ -22,15 +22,19 @@ from robustclf._build import (
     Method,
     check_classes,
     encode,
+    encoded_chunks,
     fit_encoder,
+    held_share,
+    load_rows,
     make_encoder,
     make_net,
+    open_rows,
     plan_rows,
     training_set,
 )
 from robustclf._device import seeded
 from robustclf._dynamics import DynamicsRecorder
-from robustclf._net import CHUNK, SCHEDULES, out_of_fold
+from robustclf._net import SCHEDULES, out_of_fold
 from robustclf._params import NestedParamsMixin
 from robustclf._rows import (
     as_labels,
@@ -40,7 +44,6 @@ from robustclf._rows import (
     split_labels,
 )
 from robustclf.losses import Loss
-from robustclf.preprocessing import TabularEncoder
 from robustclf.recipes import RECIPES
 from robustclf.strategies import Strategy
 
@@ -299,7 +302,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         sample_weight: ArrayLike | None = None,
         X_val: Any = None,
         y_val: Any = None,
@@ -340,6 +343,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             If the training loss becomes infinite or not a number.
         """
         self._validate_params()
+        X, y = open_rows(self, X, y)
+        X_val, y_val = load_rows(X_val, y_val)
         labels, missing = split_labels(y)
         check_consistent_length(X, missing)
         if (X_val is None) != (y_val is None):
@@ -359,7 +364,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             missing,
             sample_weight,
             rng,
-            hold_out=self.validation_fraction if X_val is None and method.needs_held_out else 0.0,
+            hold_out=held_share(self, method, X) if X_val is None else 0.0,
             cross_fit=method.cross_fit,
             groups=groups,
             trusted=trusted,
@@ -450,20 +455,17 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
                 fitted[name] = getattr(fitted["encoder_"], name)
         self.__dict__.update(fitted)
 
-    def _encode(self, X: Any) -> Any:
-        return encode(self.encoder_, X)
+    def _encoded(self, X: Any) -> Iterator[Any]:
+        if not hasattr(self, "net_"):
+            check_is_fitted(self)
+        return encoded_chunks(self.encoder_, X)
 
     # Prediction ---------------------------------------------------------------------------------
 
     def _logits(self, X: Any) -> Iterator[Tensor]:
         """Yield logits ``(member, sample, class)`` of chunks of rows."""
-        if not hasattr(self, "net_"):
-            check_is_fitted(self)
-        if isinstance(self.encoder_, TabularEncoder) and type(X) is np.ndarray and X.ndim == 2:
-            for start in range(0, max(len(X), 1), CHUNK):  # the encoded rows are never all there
-                yield from self.net_.logits(self.encoder_.transform(X[start : start + CHUNK]))
-        else:
-            yield from self.net_.logits(self._encode(X))
+        for x in self._encoded(X):
+            yield from self.net_.logits(x)
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the probability of each class, the mean over the members.
@@ -504,8 +506,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         -------
         labels : ndarray of shape (n_samples,)
         """
-        best = self.predict_proba(X).argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[best]
+        parts = (self._array(self.net_.mean_proba(logits)) for logits in self._logits(X))
+        labels: NDArray[Any] = self.classes_[np.concatenate([p.argmax(axis=1) for p in parts])]
         return labels
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:
@@ -551,12 +553,15 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         -------
         features : ndarray of shape (n_samples, n_members * width)
         """
-        check_is_fitted(self)
-        return self._gather(f.movedim(0, 1).flatten(1) for f in self.net_.embed(self._encode(X)))
+        features = (f for x in self._encoded(X) for f in self.net_.embed(x))
+        return self._gather(f.movedim(0, 1).flatten(1) for f in features)
+
+    def _array(self, chunk: Tensor) -> NDArray[Any]:
+        dtype = np.float64 if self.precision == "float64" else np.float32
+        return chunk.cpu().numpy().astype(dtype, copy=False)
 
     def _gather(self, chunks: Iterable[Tensor]) -> NDArray[Any]:
-        dtype = np.float64 if self.precision == "float64" else np.float32
-        arrays = [chunk.cpu().numpy().astype(dtype, copy=False) for chunk in chunks]
+        arrays = [self._array(chunk) for chunk in chunks]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     def __sklearn_tags__(self) -> Any:

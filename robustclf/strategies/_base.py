@@ -100,7 +100,8 @@ class Strategy(BaseEstimator, Callback):
 
     needs: ClassVar[tuple[str, ...]] = ()
     """What the fit has to provide: "groups" or "trusted" rows; "folds", members that do not train
-    on them; "features", those of the last hidden layer, in ``batch.features``."""
+    on them; "features", those of the last hidden layer, in ``batch.features``; "all_rows", the
+    encoded rows in memory all at once, which rules out data that are read through a buffer."""
 
     keeps: ClassVar[tuple[str, ...]] = ()
     """Attributes that outlast the fit, of those whose names end in ``_``."""
