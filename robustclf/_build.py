@@ -161,7 +161,7 @@ def held_share(clf: Any, method: Method, X: Any) -> float:
     """Return the share of the rows to hold out; of a stream no more than fit in memory."""
     if not method.needs_held_out:
         return 0.0
-    most = min(HELD_ROWS, X.buffer_rows) / len(X) if isinstance(X, Source) else 1.0
+    most = min(HELD_ROWS, X.auto_rows) / len(X) if isinstance(X, Source) else 1.0
     return min(float(clf.validation_fraction), most)
 
 

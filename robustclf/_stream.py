@@ -27,12 +27,12 @@ def sample_rows(source: Source, weight: NDArray[Any] | None) -> NDArray[np.int64
     rng = generator()
     bounds = source.bounds()
     strata = np.linspace(0, len(bounds) - 1, min(SAMPLE_PIECES, len(bounds) - 1) + 1)
-    pieces = np.floor(rng.uniform(strata[:-1], strata[1:])).astype(int)
+    pieces = np.unique(np.floor(rng.uniform(strata[:-1], strata[1:])).astype(int))
     rows = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in pieces])
     if weight is not None:
         present = rows[weight[rows] > 0]
         rows = present if len(present) else np.flatnonzero(weight)
-    most = min(SAMPLE_ROWS, source.buffer_rows)
+    most = min(SAMPLE_ROWS, source.auto_rows)
     return np.sort(rng.choice(rows, most, replace=False)) if len(rows) > most else rows
 
 
@@ -168,7 +168,7 @@ class StreamedSet(TrainingSet):
         rng = generator()
         times = np.bincount(rows.cpu().numpy(), minlength=len(x)).astype(np.int32)
         cuts = batch_cuts(len(rows), batch_size)
-        most = max(x.source.buffer_rows, cuts[1], batch_size)
+        most = max(x.source.buffer_rows, *np.diff(cuts).tolist())
         return self._drawn(cuts, ShuffleBuffer(most, x.shuffled(times, rng), rng))
 
     def _drawn(

@@ -45,7 +45,7 @@ class Source(ABC):
 
     def __init__(self, shuffle_buffer: int | str = "auto") -> None:
         number = isinstance(shuffle_buffer, int | np.integer) and shuffle_buffer >= 1
-        if not number and shuffle_buffer != "auto":
+        if shuffle_buffer is True or (not number and shuffle_buffer != "auto"):
             raise ValueError(
                 "shuffle_buffer must be a number of rows, at least 1, or 'auto', got "
                 f"{shuffle_buffer!r}."
@@ -98,8 +98,12 @@ class Source(ABC):
     @property
     def buffer_rows(self) -> int:
         """Rows that ``shuffle_buffer`` stands for."""
-        auto = max(BUFFER_CELLS // max(self.n_columns, 1), 1)
-        return auto if self.shuffle_buffer == "auto" else int(self.shuffle_buffer)
+        return self.auto_rows if self.shuffle_buffer == "auto" else int(self.shuffle_buffer)
+
+    @property
+    def auto_rows(self) -> int:
+        """Rows that make 2**26 numbers."""
+        return max(BUFFER_CELLS // max(self.n_columns, 1), 1)
 
     @property
     def fits(self) -> bool:
@@ -409,7 +413,7 @@ class DatasetSource(Source):
     """Items ``(x, y)`` of a torch ``Dataset`` or ``IterableDataset``, x a row of numbers.
 
     A dataset given to ``fit`` is taken for one without being asked. Before training, one pass reads
-    the labels, unless ``fit(dataset, y)`` has them; then and at prediction items may be ``x`` alone.
+    the labels, unless ``fit(dataset, y)`` has them; items may be ``x`` alone then.
     A ``Dataset`` with ``__getitems__`` is asked for many items at once.
 
     Parameters
@@ -539,7 +543,7 @@ class DatasetSource(Source):
 
 
 def _is_pair(item: Any) -> bool:
-    return isinstance(item, tuple | list) and len(item) == 2 and np.ndim(item[0]) == 1
+    return isinstance(item, tuple | list) and len(item) == 2 and np.ndim(item[0]) > 0
 
 
 def _row(item: Any) -> Any:
