@@ -116,7 +116,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         Share of the epochs that minimise the cross entropy before ``loss`` takes over: a bounded
         loss from the start may never learn a rare or hard class. 0 trains with ``loss`` alone.
     max_epochs : int or "auto", default="auto"
-        ``"auto"`` sees 60,000 rows, in at least 40 and at most 150 epochs.
+        ``"auto"`` sees 60,000 rows, in at least 40 and at most 150 epochs; of data larger than
+        memory at most 20 million rows.
     batch_size : int or "auto", default="auto"
         Rows of a step; ``"auto"`` is 128, more from 25,600 rows on, at most 1,024. Data that fit in
         one batch are trained in float64.
@@ -313,18 +314,21 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
-            Numbers, categories and missing values.
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
+            Numbers, categories and missing values. Data larger than memory are a
+            ``numpy.memmap``, a torch ``Dataset``, or a source such as
+            :class:`~robustclf.ParquetSource`, read through a shuffle buffer.
         y : array-like of shape (n_samples,)
-            Labels: strings, booleans or integers. A row whose label is missing has none; so has
-            one with the integer -1, where there are at least two other values. Strategies such as
-            ``"pseudo_label"`` learn from these rows, without one they are left out.
+            Labels: strings, booleans or integers; None where a source has them. A row whose label
+            is missing has none; so has one with the integer -1, where there are at least two other
+            values. Strategies such as ``"pseudo_label"`` learn from these rows, without one they
+            are left out.
         sample_weight : array-like of shape (n_samples,), optional
             Non-negative; a weight of zero drops the row. In data that fit in one batch an integer
             weight is exactly a repetition of the row.
         X_val, y_val : optional
             Rows and labels to watch, and with ``early_stopping`` to stop on or for a nested module
-            to choose on, in place of a part held out of ``X``.
+            to choose on, in place of a part held out of ``X``. A source is loaded.
         groups : array-like of shape (n_samples,), optional
             Group of each row, for strategies such as ``"group_dro"``.
         trusted : array-like, optional
@@ -472,7 +476,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
@@ -486,7 +490,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
@@ -500,7 +504,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
@@ -515,7 +519,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
@@ -531,7 +535,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
@@ -547,7 +551,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
