@@ -84,8 +84,8 @@ class TrainingSet:
     groups: Tensor | None = None  # (sample,), from 0
     trusted: Tensor | None = None  # (sample,), whether the label is known to be right
 
-    warm_up_by_step: ClassVar[bool] = False
-    """Whether the warm-up may end within an epoch: for data of few, long epochs."""
+    long_epochs: ClassVar[bool] = False
+    """Whether the warm-up may end, and the progress bar moves, within an epoch."""
 
     def to(self, net: RobustNet) -> Self:
         """Move everything to the device and into the precision of ``net``."""
@@ -358,7 +358,7 @@ class RobustNet(NeuralNetClassifier):
         for start, share, batch in batches:
             time_of_fit = (epoch + start) / epochs
             self._set_lr(time_of_fit)
-            if data.warm_up_by_step:
+            if data.long_epochs:
                 self.warming = time_of_fit < self.warm_up
             if self._listening["on_batch_begin"] or self._listening["on_batch_end"]:
                 self.notify("on_batch_begin", batch=batch, training=True)

@@ -160,7 +160,7 @@ class ShuffleBuffer:
 class StreamedSet(TrainingSet):
     """A training set whose rows are not in memory; what is known of each row is."""
 
-    warm_up_by_step: ClassVar[bool] = True
+    long_epochs: ClassVar[bool] = True
 
     def batches(self, rows: Tensor, batch_size: int) -> Iterator[tuple[float, float, Batch]]:
         """Cut the batches of an epoch from a shuffle buffer."""

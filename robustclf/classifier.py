@@ -407,7 +407,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     def partial_fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
@@ -419,7 +419,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X, y, sample_weight
-            As in :meth:`fit`.
+            As in :meth:`fit`; a source, such as one Parquet file of many, is loaded.
         classes : array-like of shape (n_classes,), optional
             All labels that can come; those of the first ``y`` if None.
 
@@ -430,6 +430,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         self._validate_params()
         if self.cross_fit is not None or self.early_stopping:
             raise ValueError("cross_fit and early_stopping need all rows at once: call fit.")
+        X, y = load_rows(X, y)
         first = not hasattr(self, "net_")
         labels, missing = split_labels(y, classes if first else self.classes_)
         check_consistent_length(X, missing)

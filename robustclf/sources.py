@@ -140,6 +140,8 @@ def as_source(X: Any) -> Source | None:
         return ArraySource(X)
     if isinstance(X, DataLoader):
         raise TypeError("A DataLoader cuts batches itself: pass its dataset instead.")
+    if isinstance(X, str | PathLike):
+        raise TypeError(f"X is the path {str(X)!r}: is it ParquetSource({str(X)!r}, label=...)?")
     return DatasetSource(X) if isinstance(X, Dataset) else None
 
 

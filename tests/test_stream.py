@@ -1,5 +1,6 @@
 """Data larger than memory: read in pieces, shuffled through a buffer, and otherwise as any data."""
 
+import pickle
 import sys
 import weakref
 
@@ -262,19 +263,22 @@ def test_rows_to_watch_come_from_a_source(table):
 
 @pytest.mark.filterwarnings("ignore:strategy 'transition':UserWarning")  # of two epochs
 @pytest.mark.parametrize("alias", list_strategies())
-def test_a_strategy_streams_or_says_that_it_cannot(table, told, alias):
+def test_a_strategy_streams_or_says_that_it_cannot(table, told, alias, monkeypatch):
+    monkeypatch.setattr("robustclf.sources.CHUNK_ROWS", 64)
+    monkeypatch.setattr("robustclf._stream.SAMPLE_ROWS", 64)
     X, y = table
-    source = ArraySource(X, shuffle_buffer=BUFFER)
+    rows = Recording(X)
+    source = ArraySource(rows, shuffle_buffer=BUFFER)
     clf = quick(loss="ce", strategy=alias)
-    if "all_rows" not in make_strategy(alias).needs:
+    if "all_rows" in make_strategy(alias).needs:
+        with pytest.raises(ValueError, match=r"strategy .*needs the features of all rows.* 600\)"):
+            clf.fit(source, y)
+        assert rows.reads == 0
+        clf.fit(ArraySource(X, shuffle_buffer=N), y)
+    else:
         clf.fit(source, y, **told(alias, N))
+        assert rows.most <= 2 * 64, "add 'all_rows' to its needs"
         assert np.isfinite(clf.predict_proba(X)).all()
-        return
-    recording = Recording(X)
-    with pytest.raises(ValueError, match=r"strategy .*needs the features of all rows.* 600\)"):
-        clf.fit(ArraySource(recording, shuffle_buffer=BUFFER), y)
-    assert recording.reads == 0
-    clf.fit(ArraySource(X, shuffle_buffer=N), y)
 
 
 def test_a_stopping_rule_that_needs_all_rows_is_refused(table):
@@ -562,6 +566,8 @@ def test_datasets_that_cannot_work(table):
         quick().fit(Items(X.reshape(N, 2, 2), y), y)
     with pytest.raises(TypeError, match="pass its dataset"):
         quick().fit(DataLoader(Items(X, y)))
+    with pytest.raises(TypeError, match=r"is it ParquetSource\('t.parquet', label=...\)\?"):
+        quick().fit("t.parquet", "label")
 
 
 class TensorItems(Items):
@@ -597,6 +603,49 @@ def test_partial_fit_learns_from_the_chunks_of_a_memmap(table, memmap):
             rows = slice(start, start + 200)
             clf.partial_fit(memmap[rows], y[rows], classes=[0, 1, 2])
     assert clf.score(memmap, y) > 0.9
+
+
+def test_partial_fit_loads_a_source(table):
+    X, y = table
+    clf = quick().partial_fit(DatasetSource(Items(X, y)), classes=[0, 1, 2])
+    expected = quick().partial_fit(X, y, classes=[0, 1, 2])
+    assert_array_equal(clf.predict_proba(X), expected.predict_proba(X))
+
+
+def test_a_streamed_model_keeps_no_data(table):
+    X, y = table
+    big = ArraySource(np.concatenate([X] * 50), shuffle_buffer=BUFFER)
+    params = {"strategy": "elr", "loss": "ce", "track_dynamics": False, "max_epochs": 1}
+    clf = quick(**params).fit(big, np.tile(y, 50))
+    assert len(pickle.dumps(clf)) < big.X.nbytes / 4
+    assert_array_equal(pickle.loads(pickle.dumps(clf)).predict(X), clf.predict(X))
+
+
+def test_the_progress_bar_moves_within_an_epoch(table, monkeypatch):
+    X, y = table
+    shown = []
+
+    class Bar:
+        def __init__(self, total, unit):
+            self.n = 0
+
+        def update(self, n=1):
+            self.n += n
+            shown.append(self.n)
+
+        def set_postfix(self, **values):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("robustclf._progress.tqdm", Bar)
+    clf = quick(verbose=1, batch_size=150)
+    clf.fit(ArraySource(X, shuffle_buffer=BUFFER), y)
+    assert shown == [0.25, 0.5, 0.75, 1, 1, 1.25, 1.5, 1.75, 2, 2]
+    shown.clear()
+    clf.fit(X, y)
+    assert shown == [1, 2]
 
 
 @pytest.mark.parametrize("buffer", [0, -5, 2.5, "all", True, None])
