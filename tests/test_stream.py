@@ -20,6 +20,7 @@ from robustclf import (
 )
 from robustclf._build import auto_epochs
 from robustclf._stream import ShuffleBuffer, StreamedRows, sample_rows
+from robustclf.sources import Source
 from robustclf.stopping import PredictionChangeStopping
 from robustclf.strategies import Strategy
 
@@ -78,6 +79,19 @@ class Recording:
 
     def forget(self, n):
         self.now -= n
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """How many rows were asked for by their numbers, each time."""
+    sizes, take = [], Source.take
+
+    def record(self, rows):
+        sizes.append(len(rows))
+        return take(self, rows)
+
+    monkeypatch.setattr(Source, "take", record)
+    return sizes
 
 
 class Seen(Strategy):
@@ -263,7 +277,7 @@ def test_rows_to_watch_come_from_a_source(table):
 
 @pytest.mark.filterwarnings("ignore:strategy 'transition':UserWarning")  # of two epochs
 @pytest.mark.parametrize("alias", list_strategies())
-def test_a_strategy_streams_or_says_that_it_cannot(table, told, alias, monkeypatch):
+def test_a_strategy_streams_or_says_that_it_cannot(table, told, taken, alias, monkeypatch):
     monkeypatch.setattr("robustclf.sources.CHUNK_ROWS", 64)
     monkeypatch.setattr("robustclf._stream.SAMPLE_ROWS", 64)
     X, y = table
@@ -277,7 +291,8 @@ def test_a_strategy_streams_or_says_that_it_cannot(table, told, alias, monkeypat
         clf.fit(ArraySource(X, shuffle_buffer=N), y)
     else:
         clf.fit(source, y, **told(alias, N))
-        assert rows.most <= 2 * 64, "add 'all_rows' to its needs"
+        assert rows.most <= 2 * 64
+        assert max(taken) <= 64, "add 'all_rows' to its needs"
         assert np.isfinite(clf.predict_proba(X)).all()
 
 
@@ -301,7 +316,7 @@ def test_trusted_rows_are_read_by_their_numbers(table):
 
 
 @pytest.mark.parametrize("params", [{}, {"early_stopping": True, "cross_fit": 2}])
-def test_few_rows_are_in_memory_at_once(params, monkeypatch):
+def test_few_rows_are_in_memory_at_once(params, taken, monkeypatch):
     monkeypatch.setattr("robustclf.sources.CHUNK_ROWS", 64)
     monkeypatch.setattr("robustclf._stream.SAMPLE_ROWS", 100)
     monkeypatch.setattr("robustclf._build.HELD_ROWS", 100)
@@ -312,6 +327,7 @@ def test_few_rows_are_in_memory_at_once(params, monkeypatch):
     clf = quick(**params).fit(source, X[:, 0] > 0)
     assert recording.reads > 2 * 5_000 / 64
     assert recording.most <= 2 * 64
+    assert max(taken) <= 101
     recording.most = 0
     assert len(clf.predict(source)) == 5_000
     assert recording.most <= 2 * 64
