@@ -145,7 +145,6 @@ def plot(found: Runs, path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.hashsalt"] = "scale"  # the same picture for the same numbers
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     ax = figure.subplots()
     for mode, marker, name in zip(MODES, "os", ("streamed", "in memory"), strict=True):
@@ -157,7 +156,9 @@ def plot(found: Runs, path: Path) -> None:
     ax.loglog(line, per_row * line, color="0.6", zorder=0, label="linear")
     ax.set(xlabel="rows", ylabel="seconds of one processor, one epoch")
     ax.legend(frameon=False)
-    figure.savefig(path, metadata={"Date": None})
+    # the same picture for the same numbers
+    with mpl.rc_context({"svg.hashsalt": "scale", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def summarise(args: argparse.Namespace) -> None:
