@@ -512,7 +512,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         labels : ndarray of shape (n_samples,)
         """
         parts = (self._array(self.net_.mean_proba(logits)) for logits in self._logits(X))
-        labels: NDArray[Any] = self.classes_[np.concatenate([p.argmax(axis=1) for p in parts])]
+        best = np.concatenate([proba.argmax(axis=1) for proba in parts])
+        labels: NDArray[Any] = self.classes_[best]
         return labels
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:
