@@ -3,11 +3,15 @@
 from robustclf.classifier import RobustClassifier
 from robustclf.losses import list_losses, make_loss
 from robustclf.recipes import list_recipes
+from robustclf.sources import ArraySource, DatasetSource, ParquetSource
 from robustclf.strategies import list_strategies, make_strategy
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArraySource",
+    "DatasetSource",
+    "ParquetSource",
     "RobustClassifier",
     "list_losses",
     "list_recipes",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,21 @@ from torch import Tensor
 
 from robustclf._device import check_precision, find_device, resumed
 from robustclf._dynamics import DynamicsRecorder
-from robustclf._net import SCHEDULES, Criterion, RobustNet, TrainingSet, out_of_fold
+from robustclf._net import CHUNK, SCHEDULES, Criterion, RobustNet, TrainingSet, out_of_fold
 from robustclf._progress import Progress
 from robustclf._rows import Rows, encode_labels, row_weights
+from robustclf._stream import HELD_ROWS, StreamedRows, StreamedSet, sample_rows
 from robustclf.losses import Loss, make_loss
 from robustclf.modules import TabularInput, make_embedding, make_network, needs_held_out
 from robustclf.optimizers import check_optimizer, fused, get_optimizer
 from robustclf.preprocessing import TabularEncoder
+from robustclf.sources import DatasetSource, ParquetSource, Source, as_source
 from robustclf.stopping import make_stopping
 from robustclf.strategies import Strategy, make_strategy
 
 BIN_ROWS = 10_000  # rows that the bins of a piecewise-linear embedding are quantiles of
 SAMPLES_SEEN = 60_000  # by max_epochs="auto", between 40 and 150 epochs
+SAMPLES_STREAMED = 20_000_000  # at most by max_epochs="auto" of a stream, in at least one epoch
 DROPOUT = 0.3
 FOLDS = 5  # of a strategy that needs some, unless cross_fit says how many
 
@@ -91,16 +95,7 @@ class Method:
         check_classes(classes)
         loss = make_loss(clf.loss, **clf._part_params("loss"))
         loss.check(len(classes))
-        listed: Sequence[Any] = (
-            clf.strategy if isinstance(clf.strategy, list | tuple) else [clf.strategy]
-        )
-        params = clf._part_params("strategy")
-        if params and len(listed) > 1:
-            raise ValueError(
-                f"strategy__{next(iter(params))} is ambiguous for a list of strategies: give "
-                "instances, such as make_strategy('mixup', alpha=0.4)."
-            )
-        strategies = tuple(make_strategy(s, **params) for s in listed if s is not None)
+        strategies = make_strategies(clf)
         for strategy in strategies:
             strategy.check(loss, len(classes))
         check_precision(clf.precision, device := find_device(clf.device))
@@ -147,6 +142,66 @@ class Method:
             UserWarning,
             stacklevel=stacklevel,
         )
+
+
+def make_strategies(clf: Any) -> tuple[Strategy, ...]:
+    """Build the strategies that ``clf`` names."""
+    listed: Sequence[Any] = (
+        clf.strategy if isinstance(clf.strategy, list | tuple) else [clf.strategy]
+    )
+    params = clf._part_params("strategy")
+    if params and len(listed) > 1:
+        raise ValueError(
+            f"strategy__{next(iter(params))} is ambiguous for a list of strategies: give "
+            "instances, such as make_strategy('mixup', alpha=0.4)."
+        )
+    return tuple(make_strategy(s, **params) for s in listed if s is not None)
+
+
+def open_rows(clf: Any, X: Any, y: Any) -> tuple[Any, Any]:
+    """Return the rows and labels of a fit; the rows of a source where they do not fit in memory.
+
+    What cannot be done without all rows in memory is refused before anything is read.
+    """
+    source = as_source(X)
+    if source is None:
+        return X, y
+    if not source.fits:
+        _check_streamable(clf, source)
+    if y is None:
+        y = source.labels()
+    if isinstance(source, DatasetSource) and source.n_rows is None:
+        source.n_rows = len(y)
+    return (source.load() if source.fits else source), y
+
+
+def load_rows(X: Any, y: Any) -> tuple[Any, Any]:
+    """Return rows and labels in memory, where X is a source."""
+    source = as_source(X)
+    if source is None:
+        return X, y
+    return source.load(), source.labels() if y is None else y
+
+
+def _check_streamable(clf: Any, source: Source) -> None:
+    parts = [f"strategy {s!r}" for s in make_strategies(clf) if "all_rows" in s.needs]
+    if getattr(clf.early_stopping, "needs_all_rows", False):
+        parts.append(f"early_stopping={clf.early_stopping!r}")
+    if parts:
+        n = "unknown" if source.n_rows is None else f"{source.n_rows:,}"
+        raise ValueError(
+            f"{parts[0]} needs the features of all rows at once, but the data (number of rows: "
+            f"{n}) are read through a buffer of {source.buffer_rows:,} rows. Leave it out, give an "
+            f"array in memory, or a larger {type(source).__name__}(..., shuffle_buffer=...)."
+        )
+
+
+def held_share(clf: Any, method: Method, X: Any) -> float:
+    """Return the share of the rows to hold out; of a stream no more than fit in memory."""
+    if not method.needs_held_out:
+        return 0.0
+    most = min(HELD_ROWS, X.auto_rows) / len(X) if isinstance(X, Source) else 1.0
+    return min(float(clf.validation_fraction), most)
 
 
 def plan_rows(
@@ -201,7 +256,16 @@ def make_encoder(clf: Any) -> Any:
 
 
 def fit_encoder(encoder: Any, X: Any, weight: NDArray[Any] | None) -> tuple[Any, Any]:
-    """Fit the encoder; return it and the encoded rows, an array or a CSR matrix."""
+    """Fit the encoder; return it and the encoded rows: an array, a CSR matrix or those of a source.
+
+    The encoder of a source is fitted to a sample.
+    """
+    if isinstance(X, Source):
+        rows = sample_rows(X, weight)
+        weight = None if weight is None else weight[rows]
+        sample = fit_encoder(encoder, X.take(rows), weight)[1]
+        return encoder, StreamedRows(X, partial(encode, encoder), sample)
+    X = _readable(encoder, X)
     if isinstance(encoder, TabularEncoder):
         return encoder, encoder.fit_transform(X, sample_weight=weight)
     return encoder, _as_rows(encoder.fit_transform(X))
@@ -209,7 +273,27 @@ def fit_encoder(encoder: Any, X: Any, weight: NDArray[Any] | None) -> tuple[Any,
 
 def encode(encoder: Any, X: Any) -> Any:
     """Return the encoded rows, an array or a CSR matrix."""
-    return _as_rows(encoder.transform(X))
+    return _as_rows(encoder.transform(_readable(encoder, X)))
+
+
+def encoded_chunks(encoder: Any, X: Any) -> Iterator[Any]:
+    """Yield the encoded rows in parts, so that those of a large X are never all there."""
+    source = as_source(X)
+    if isinstance(source, ParquetSource) and hasattr(encoder, "feature_names_in_"):
+        source = source.select(list(encoder.feature_names_in_))
+    if source is not None:
+        yield from (encode(encoder, chunk) for chunk in source.read())
+    elif isinstance(encoder, TabularEncoder) and type(X) is np.ndarray and X.ndim == 2:
+        for start in range(0, max(len(X), 1), CHUNK):
+            yield encoder.transform(X[start : start + CHUNK])
+    else:
+        yield encode(encoder, X)
+
+
+def _readable(encoder: Any, X: Any) -> Any:
+    """Return an arrow table as a data frame of pandas, which transformers of others can read."""
+    arrow = type(X).__module__.startswith("pyarrow") and not isinstance(encoder, TabularEncoder)
+    return X.to_pandas() if arrow else X
 
 
 def _as_rows(x: Any) -> Any:
@@ -229,7 +313,8 @@ def make_net(
     n = len(rows.trained)
     n_stacked = method.n_members + method.peers * (method.cross_fit or 0)
     batch_size = auto_batch_size(n) if clf.batch_size == "auto" else int(clf.batch_size)
-    max_epochs = auto_epochs(n) if clf.max_epochs == "auto" else int(clf.max_epochs)
+    most = SAMPLES_STREAMED if isinstance(x, StreamedRows) else None
+    max_epochs = auto_epochs(n, most) if clf.max_epochs == "auto" else int(clf.max_epochs)
     # a full batch is small: in float64 without dropout a weight is the same as a repetition
     full = n <= batch_size
     dropout = (0.0 if full else DROPOUT) if clf.dropout == "auto" else float(clf.dropout)
@@ -282,14 +367,18 @@ def _inputs(clf: Any, encoder: Any, x: Any, rows: Rows, n_stacked: int) -> Tabul
     n_dense = encoder.n_dense_ if encoded else x.shape[1]
     n_numeric = encoder.numeric_.stop if encoded else x.shape[1]
     cardinalities = encoder.cardinalities_ if encoded else ()
-    some = rows.trained[:: max(1, len(rows.trained) // BIN_ROWS)]
-    embedding = make_embedding(clf.numeric_embedding, x[some, :n_numeric], n_stacked)
+    if isinstance(x, StreamedRows):
+        some = x.sample
+    else:
+        some = x[rows.trained[:: max(1, len(rows.trained) // BIN_ROWS)]]
+    embedding = make_embedding(clf.numeric_embedding, some[:, :n_numeric], n_stacked)
     return TabularInput(n_stacked, n_dense, n_numeric, cardinalities, embedding)
 
 
-def auto_epochs(n: int) -> int:
-    """Return the epochs that ``n`` rows are trained for."""
-    return round(min(max(SAMPLES_SEEN / n, 40), 150))
+def auto_epochs(n: int, most: int | None = None) -> int:
+    """Return the epochs that ``n`` rows are trained for, which see ``most`` rows at most."""
+    epochs = round(min(max(SAMPLES_SEEN / n, 40), 150))
+    return epochs if most is None else max(min(epochs, most // n), 1)
 
 
 def auto_batch_size(n: int) -> int:
@@ -310,7 +399,7 @@ def _callbacks(clf: Any, max_epochs: int, stopping: Any) -> list[Any]:
 
 def training_set(x: Any, rows: Rows, net: RobustNet, method: Method) -> TrainingSet:
     """Put the encoded rows and what is known about them together."""
-    data = TrainingSet(
+    data = (StreamedSet if isinstance(x, StreamedRows) else TrainingSet)(
         x,
         torch.from_numpy(rows.codes),
         torch.from_numpy(rows.member_weights(net.n_members, method.peers)),

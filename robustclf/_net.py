@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -88,6 +88,9 @@ class TrainingSet:
     groups: Tensor | None = None  # (sample,), from 0
     trusted: Tensor | None = None  # (sample,), whether the label is known to be right
 
+    long_epochs: ClassVar[bool] = False
+    """Whether the warm-up may end, and the progress bar moves, within an epoch."""
+
     def to(self, net: RobustNet) -> Self:
         """Move everything to the device and into the precision of ``net``."""
         for field in fields(self):
@@ -115,9 +118,18 @@ class TrainingSet:
             x = torch.from_numpy(self.x[index.cpu().numpy()].toarray()).to(weight)
         return Batch(x, self.y.index_select(0, index), weight, index)
 
+    def batches(self, rows: Tensor, batch_size: int) -> Iterator[tuple[float, float, Batch]]:
+        """Shuffle the rows of an epoch; yield where a batch starts, its share of them, and it."""
+        n = len(rows)
+        order = rows[torch.randperm(n).to(rows.device)]
+        return (
+            (start / n, (stop - start) / n, self.batch(order[start:stop]))
+            for start, stop in pairwise(batch_cuts(n, batch_size))
+        )
+
 
 def batch_cuts(n: int, batch_size: int) -> list[int]:
-    """Return where an epoch of n rows is cut: batches of equal size, none tiny at the end."""
+    """Cut an epoch of ``n`` rows into batches of equal size, none tiny at the end."""
     n_batches = max(1, round(n / batch_size))
     return [n * k // n_batches for k in range(n_batches + 1)]
 
@@ -377,18 +389,19 @@ class RobustNet(NeuralNetClassifier):
         rows = data.rows
         for strategy in self._listening["epoch_rows"]:
             rows = strategy.epoch_rows(self, rows)
-        n = len(rows)
-        order = rows[torch.randperm(n).to(rows.device)]
+        batches = data.batches(rows, self.batch_size)
         total: Tensor | float = 0.0
         self.warming = epoch < round(self.warm_up * epochs)
         self.criterion_.at_epoch(self.epoch)
         self.module_.train()
-        for start, stop in pairwise(batch_cuts(n, self.batch_size)):
-            self._set_lr((epoch + start / n) / epochs)
-            batch = data.batch(order[start:stop])
+        for start, share, batch in batches:
+            time_of_fit = (epoch + start) / epochs
+            self._set_lr(time_of_fit)
+            if data.long_epochs:
+                self.warming = time_of_fit < self.warm_up
             if self._listening["on_batch_begin"] or self._listening["on_batch_end"]:
                 self.notify("on_batch_begin", batch=batch, training=True)
-            total = total + self.train_step(batch) * ((stop - start) / n)
+            total = total + self.train_step(batch) * share
         lr = self.optimizer_.param_groups[0]["lr"]
         self.record(float(total) / self.n_stacked, lr, time.perf_counter() - started)
 
@@ -440,8 +453,8 @@ class RobustNet(NeuralNetClassifier):
     def _chunks(self, x: Any, function: Callable[[Tensor], Tensor], n: int) -> Iterator[Tensor]:
         if self.module_.training:
             self.module_.eval()
-        for start in range(0, x.shape[0], CHUNK):
-            rows = self.to_device(x[start : start + CHUNK])
+        for chunk in _chunks_of(x):
+            rows = self.to_device(chunk)
             with torch.inference_mode(), self._autocast():
                 yield function(rows)[:n].to(self.dtype)
 
@@ -513,6 +526,12 @@ class RobustNet(NeuralNetClassifier):
         if self.history_:
             criterion.at_epoch(self.epoch)
         self.criterion_ = from_arrays(criterion, state["criterion_"]).to(self.device)
+
+
+def _chunks_of(x: Any) -> Iterator[Any]:
+    if hasattr(x, "chunks"):  # rows that are read when they are asked for
+        return iter(x.chunks())
+    return (x[start : start + CHUNK] for start in range(0, x.shape[0], CHUNK))
 
 
 def _tensor(x: NDArray[Any]) -> Tensor:

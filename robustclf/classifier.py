@@ -25,16 +25,20 @@ from robustclf._build import (
     Prepared,
     check_classes,
     encode,
+    encoded_chunks,
     fit_encoder,
+    held_share,
+    load_rows,
     make_encoder,
     make_net,
+    open_rows,
     plan_rows,
     training_set,
 )
 from robustclf._device import random_states, seeded
 from robustclf._distributed import common_random_state
 from robustclf._export import export_onnx, export_torch
-from robustclf._net import CHUNK, SCHEDULES
+from robustclf._net import SCHEDULES
 from robustclf._params import NestedParamsMixin
 from robustclf._rows import (
     as_labels,
@@ -44,7 +48,6 @@ from robustclf._rows import (
     split_labels,
 )
 from robustclf.losses import Loss
-from robustclf.preprocessing import TabularEncoder
 from robustclf.recipes import RECIPES
 from robustclf.strategies import Strategy
 
@@ -117,7 +120,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         Share of the epochs that minimise the cross entropy before ``loss`` takes over: a bounded
         loss from the start may never learn a rare or hard class. 0 trains with ``loss`` alone.
     max_epochs : int or "auto", default="auto"
-        ``"auto"`` sees 60,000 rows, in at least 40 and at most 150 epochs.
+        ``"auto"`` sees 60,000 rows, in at least 40 and at most 150 epochs; of data larger than
+        memory at most 20 million rows.
     batch_size : int or "auto", default="auto"
         Rows of a step; ``"auto"`` is 128, more from 25,600 rows on, at most 1,024. Data that fit in
         one batch are trained in float64.
@@ -304,7 +308,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         sample_weight: ArrayLike | None = None,
         X_val: Any = None,
         y_val: Any = None,
@@ -315,18 +319,21 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
-            Numbers, categories and missing values.
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
+            Numbers, categories and missing values. Data larger than memory are a
+            ``numpy.memmap``, a torch ``Dataset``, or a source such as
+            :class:`~robustclf.ParquetSource`, read through a shuffle buffer.
         y : array-like of shape (n_samples,)
-            Labels: strings, booleans or integers. A row whose label is missing has none; so has
-            one with the integer -1, where there are at least two other values. Strategies such as
-            ``"pseudo_label"`` learn from these rows, without one they are left out.
+            Labels: strings, booleans or integers; None where a source has them. A row whose label
+            is missing has none; so has one with the integer -1, where there are at least two other
+            values. Strategies such as ``"pseudo_label"`` learn from these rows, without one they
+            are left out.
         sample_weight : array-like of shape (n_samples,), optional
             Non-negative; a weight of zero drops the row. In data that fit in one batch an integer
             weight is exactly a repetition of the row.
         X_val, y_val : optional
             Rows and labels to watch, and with ``early_stopping`` to stop on or for a nested module
-            to choose on, in place of a part held out of ``X``.
+            to choose on, in place of a part held out of ``X``. A source is loaded.
         groups : array-like of shape (n_samples,), optional
             Group of each row, for strategies such as ``"group_dro"``.
         trusted : array-like, optional
@@ -370,6 +377,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     ) -> Prepared:
         """Do all of a fit but the training; ``encoded`` may know the encoder and the rows."""
         self._validate_params()
+        X, y = open_rows(self, X, y)
+        X_val, y_val = load_rows(X_val, y_val)
         labels, missing = split_labels(y)
         check_consistent_length(X, missing)
         if (X_val is None) != (y_val is None):
@@ -389,7 +398,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             missing,
             sample_weight,
             rng,
-            hold_out=self.validation_fraction if X_val is None and method.needs_held_out else 0.0,
+            hold_out=held_share(self, method, X) if X_val is None else 0.0,
             cross_fit=method.cross_fit,
             groups=groups,
             trusted=trusted,
@@ -408,7 +417,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     def partial_fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
@@ -420,7 +429,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X, y, sample_weight
-            As in :meth:`fit`.
+            As in :meth:`fit`; a source, such as one Parquet file of many, is loaded.
         classes : array-like of shape (n_classes,), optional
             All labels that can come; those of the first ``y`` if None.
 
@@ -431,6 +440,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         self._validate_params()
         if self.cross_fit is not None or self.early_stopping:
             raise ValueError("cross_fit and early_stopping need all rows at once: call fit.")
+        X, y = load_rows(X, y)
         first = not hasattr(self, "net_")
         labels, missing = split_labels(y, classes if first else self.classes_)
         check_consistent_length(X, missing)
@@ -464,27 +474,24 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         """What was recorded of each epoch."""
         return self.net_.history
 
-    def _encode(self, X: Any) -> Any:
-        return encode(self.encoder_, X)
+    def _encoded(self, X: Any) -> Iterator[Any]:
+        if not hasattr(self, "net_"):
+            check_is_fitted(self)
+        return encoded_chunks(self.encoder_, X)
 
     # Prediction ---------------------------------------------------------------------------------
 
     def _logits(self, X: Any) -> Iterator[Tensor]:
         """Yield logits ``(member, sample, class)`` of chunks of rows."""
-        if not hasattr(self, "net_"):
-            check_is_fitted(self)
-        if isinstance(self.encoder_, TabularEncoder) and type(X) is np.ndarray and X.ndim == 2:
-            for start in range(0, max(len(X), 1), CHUNK):  # the encoded rows are never all there
-                yield from self.net_.logits(self.encoder_.transform(X[start : start + CHUNK]))
-        else:
-            yield from self.net_.logits(self._encode(X))
+        for x in self._encoded(X):
+            yield from self.net_.logits(x)
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the probability of each class, the mean over the members.
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
@@ -498,7 +505,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
@@ -512,13 +519,14 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
         labels : ndarray of shape (n_samples,)
         """
-        best = self.predict_proba(X).argmax(axis=1)
+        parts = (self._array(self.net_.mean_proba(logits)) for logits in self._logits(X))
+        best = np.concatenate([proba.argmax(axis=1) for proba in parts])
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
@@ -527,7 +535,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
@@ -543,7 +551,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
@@ -559,18 +567,21 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
 
         Returns
         -------
         features : ndarray of shape (n_samples, n_members * width)
         """
-        check_is_fitted(self)
-        return self._gather(f.movedim(0, 1).flatten(1) for f in self.net_.embed(self._encode(X)))
+        features = (f for x in self._encoded(X) for f in self.net_.embed(x))
+        return self._gather(f.movedim(0, 1).flatten(1) for f in features)
+
+    def _array(self, chunk: Tensor) -> NDArray[Any]:
+        dtype = np.float64 if self.precision == "float64" else np.float32
+        return chunk.cpu().numpy().astype(dtype, copy=False)
 
     def _gather(self, chunks: Iterable[Tensor]) -> NDArray[Any]:
-        dtype = np.float64 if self.precision == "float64" else np.float32
-        arrays = [chunk.cpu().numpy().astype(dtype, copy=False) for chunk in chunks]
+        arrays = [self._array(chunk) for chunk in chunks]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     # Elsewhere ----------------------------------------------------------------------------------

@@ -26,6 +26,9 @@ class Stopping(BaseEstimator, EarlyStopping):
     needs_held_out: ClassVar[bool] = True
     """Whether rows have to be held out."""
 
+    needs_all_rows: ClassVar[bool] = False
+    """Whether the encoded rows have to be in memory, all at once: not where they are streamed."""
+
     def __init__(self, patience: int | None = None) -> None:
         super().__init__(
             self.quantity,
@@ -222,6 +225,7 @@ class PredictionChangeStopping(Stopping):
     quantity = "prediction_change"
     lower_is_better = True
     needs_held_out = False
+    needs_all_rows = True
 
     def __init__(self, patience: int | None = 5, window: int = 3) -> None:
         self.window = window

@@ -512,7 +512,7 @@ def test_many_rows_in_chunks(iris, monkeypatch):
     X = np.tile(iris[0], (10, 1))
     expected = [f(X) for f in (clf.predict_proba, clf.decision_function, clf.embed, clf.predict)]
     monkeypatch.setattr("robustclf._net.CHUNK", 64)
-    monkeypatch.setattr("robustclf.classifier.CHUNK", 100)
+    monkeypatch.setattr("robustclf._build.CHUNK", 100)
     for f, whole in zip(
         (clf.predict_proba, clf.decision_function, clf.embed, clf.predict), expected, strict=True
     ):

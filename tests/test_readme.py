@@ -20,6 +20,7 @@ from robustclf import RobustClassifier, make_loss
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "guide.rst"
+SCALING = ROOT / "docs" / "scaling.rst"
 EXAMPLE = re.compile(r"(?<=```python\n)(.*?)```\n\nprints\n\n```text\n(.*?)(?=```)", re.S)
 DEMO = re.compile(r"(?<=`make demo`)(.*?)```text\n(.*?)(?=```)", re.S)
 DECIMAL = re.compile(r"\d+\.\d+")
@@ -69,9 +70,10 @@ def test_main_job_prints_what_readme_says_and_saves_a_plot(tmp_path, monkeypatch
     assert (tmp_path / "noisy_labels.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_guide_runs_as_printed():
+@pytest.mark.parametrize("page", [GUIDE, SCALING], ids=lambda path: path.stem)
+def test_pages_run_as_printed(page):
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-    failed, tried = doctest.testfile(str(GUIDE), module_relative=False, optionflags=flags)
+    failed, tried = doctest.testfile(str(page), module_relative=False, optionflags=flags)
     assert tried > 10
     assert not failed
 

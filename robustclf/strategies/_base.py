@@ -101,7 +101,8 @@ class Strategy(BaseEstimator, Callback):
     needs: ClassVar[tuple[str, ...]] = ()
     """What the fit has to provide: "groups" or "trusted" rows; "folds", members that do not train
     on them; "features", those of the last hidden layer, in ``batch.features``; "network", that is
-    ``net.module_`` inside a step."""
+    ``net.module_`` inside a step; "all_rows", the encoded rows in memory all at once, which rules
+    out data that are read through a buffer."""
 
     stackable: ClassVar[bool] = False
     """Whether fits with the same parameters can share one instance: all hooks broadcast over the

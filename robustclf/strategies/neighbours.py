@@ -87,6 +87,8 @@ class NeighbourDenoise(Strategy):
     array([0, 0, 0, 1, 1, 1])
     """
 
+    needs = ("all_rows",)
+
     def __init__(
         self,
         alpha: float = 0.9,
