@@ -57,9 +57,10 @@ class Fit:
 
     @property
     def watched(self) -> bool:
-        """Whether anything looks at the network after an epoch."""
-        after = [c for _, c in self.net.callbacks_ if overrides(c, "on_epoch_end")]
-        return bool(after) or self.data.x_valid is not None
+        """Whether anything looks at the network between epochs."""
+        hooks = ("on_epoch_begin", "on_epoch_end")
+        looking = [c for _, c in self.net.callbacks_ if any(overrides(c, hook) for hook in hooks)]
+        return bool(looking) or self.data.x_valid is not None
 
     @property
     def setting(self) -> dict[str, Any]:
