@@ -147,6 +147,8 @@ def stands_alone(fit: Fit) -> str:
         return f"module {type(net.module_.body).__name__}"
     if not isinstance(data.x, Tensor):
         return "sparse rows"
+    if data.unlabelled is not None:
+        return "rows without label, which the network makes guesses for in a step"
     for strategy in net.strategies:
         if {"network", "features"} & set(strategy.needs) or overrides(strategy, "epoch_rows"):
             return f"strategy {strategy!r}"
