@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import joblib
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -166,13 +168,22 @@ def dropout_of(network: Network) -> float:
     return next((layer.p for layer in network.modules() if isinstance(layer, Dropout)), 0.0)
 
 
-def _skeleton(loss: Any) -> Any:
-    """Return a loss without its numbers."""
-    if not isinstance(loss, Loss):
-        if isinstance(loss, list | tuple):
-            return [_skeleton(part) for part in loss]
-        return "number" if _is_number(loss) else loss
-    return type(loss), {k: _skeleton(v) for k, v in loss.get_params(deep=False).items()}
+def _skeleton(loss: Loss) -> Any:
+    """Return a loss without the numbers that can differ within a lane."""
+    kinds = signature(type(loss)).parameters
+    params = loss.get_params(deep=False)
+    return type(loss), {k: _outline(v, str(kinds[k].annotation)) for k, v in params.items()}
+
+
+def _outline(value: Any, kind: str) -> Any:
+    """Return a parameter of a loss; a number is left out whose type says it can be a tensor."""
+    if isinstance(value, Loss):
+        return _skeleton(value)
+    if isinstance(value, list | tuple) and "Sequence" in kind:
+        return [_outline(part, kind) for part in value]
+    if _is_number(value) and ("Scalar" in kind or "Tensor" in kind):
+        return "number"
+    return value.tolist() if isinstance(value, Tensor) else np.asarray(value).tolist()
 
 
 def _is_number(value: Any) -> bool:
@@ -196,7 +207,7 @@ def merged(values: Sequence[Any], width: int, dtype: torch.dtype) -> Any:
         return type(first)(**parts)
     if isinstance(first, list | tuple):
         return type(first)(merged(parts, width, dtype) for parts in zip(*values, strict=True))
-    if all(value is first or value == first for value in values):
+    if not _is_number(first) or all(value == first for value in values):
         return first
     return torch.tensor(values, dtype=dtype).repeat_interleave(width).view(-1, 1, 1)
 
