@@ -12,7 +12,6 @@ from itertools import pairwise
 from traceback import format_exc
 from typing import Any
 
-import joblib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_method_params
 
 from robustclf._build import Method, fit_encoder
-from robustclf._stack import Fit, Stack, stands_alone
+from robustclf._stack import Fit, Stack, hashed, stands_alone
 from robustclf.classifier import RobustClassifier
 
 SHARE_OF_MEMORY = 0.5
@@ -211,7 +210,7 @@ class Search:
             if (split, "") not in self.known:
                 self.known[split, ""] = _safe_indexing(self.X, train)
             return self.known[split, ""], (split, "")
-        key = split, joblib.hash(estimator[:-1])
+        key = split, hashed(estimator[:-1])
         if key not in self.known:
             steps = estimator[:-1]
             rows = steps.fit_transform(_safe_indexing(self.X, train), _safe_indexing(self.y, train))
@@ -224,7 +223,7 @@ class Search:
         """Return what encodes rows, once for all candidates that want the same."""
 
         def encoded(encoder: Any, X: Any, weight: Any) -> tuple[Any, Any]:
-            key = place, joblib.hash(encoder), joblib.hash(weight)
+            key = place, hashed(encoder), hashed(weight)
             if key not in self.known:
                 self.known[key] = fit_encoder(encoder, X, weight)
             known: tuple[Any, Any] = self.known[key]

@@ -26,7 +26,7 @@ from robustclf._device import default_generators, generators_at, resumed
 from robustclf._net import Criterion, TrainingSet, batch_cuts
 from robustclf.losses import Loss
 from robustclf.modules import MLP, Dropout, Network, ResNet, drop_mask
-from robustclf.optimizers import LINEAR, StackedOptimizer
+from robustclf.optimizers import LINEAR, StackedOptimizer, knows_members
 from robustclf.strategies import Batch, overrides
 
 MEMBER_RATES = ("lr", "weight_decay")  # of an optimiser, that differ within a stack
@@ -106,7 +106,7 @@ class Fit:
         if own or not all(strategy.stackable for strategy in net.strategies):
             return (id(self),)
         return (
-            joblib.hash((net.strategies, self.data.rows.numpy(force=True))),
+            hashed((net.strategies, self.data.rows.numpy(force=True))),
             tuple(state.numpy().tobytes() for state in self.prepared.states),
             len(self.data.rows),
             net.batch_size,
@@ -158,9 +158,19 @@ def stands_alone(fit: Fit) -> str:
         return "a list of strategies"
     if net._listening["on_grad_computed"]:
         return "a callback that reads gradients"
+    if not knows_members(net.optimizer, fit.setting):
+        return f"optimizer {net.optimizer.__name__}"
     if net.schedule is None:
         return "lr_schedule=None, which leaves the rate to a callback"
     return ""
+
+
+def hashed(value: Any) -> Hashable:
+    """Return a hash of a value; what cannot be pickled, such as a lambda, equals nothing."""
+    try:
+        return str(joblib.hash(value))
+    except Exception:
+        return object()
 
 
 def dropout_of(network: Network) -> float:
