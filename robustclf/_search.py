@@ -23,6 +23,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_method_params
 
 from robustclf._build import Method, fit_encoder
+from robustclf._rows import split_labels
 from robustclf._stack import Fit, Stack, hashed, stands_alone
 from robustclf.classifier import RobustClassifier
 
@@ -167,8 +168,11 @@ class Search:
         trial = Trial(pair, estimator)
         try:
             params = self._params_of(estimator)
-            if params is None or not isinstance(final_step(estimator), RobustClassifier):
-                trial.reason = f"{final_step(estimator)!r} with what its fit is given"
+            if not isinstance(trial.classifier, RobustClassifier):
+                trial.reason = f"estimator {type(trial.classifier).__name__}"
+                return trial
+            if params is None:
+                trial.reason = "parameters of fit for another step"
                 return trial
             X, place = self._transformed(estimator, j)
             params = _check_method_params(self.X, params=params, indices=train)
@@ -192,16 +196,19 @@ class Search:
             if not all(name.startswith(prefix) for name in params):
                 return None
             params = {name.removeprefix(prefix): value for name, value in params.items()}
-        return params | self.groups_for(estimator)
+        return params | ({"groups": self.groups} if self._needs_groups(estimator) else {})
 
     def groups_for(self, estimator: Any) -> dict[str, Any]:
-        """Return the groups, if a strategy needs them."""
+        """Return the groups as its ``fit`` takes them, if a strategy needs them."""
+        prefix = f"{estimator.steps[-1][0]}__" if isinstance(estimator, Pipeline) else ""
+        return {f"{prefix}groups": self.groups} if self._needs_groups(estimator) else {}
+
+    def _needs_groups(self, estimator: Any) -> bool:
         clf = final_step(estimator)
         if self.groups is None or not isinstance(clf, RobustClassifier):
-            return {}
-        method = Method.of(clf, np.unique(self.y))
-        needed = any("groups" in strategy.needs for strategy in method.strategies)
-        return {"groups": self.groups} if needed else {}
+            return False
+        method = Method.of(clf, np.unique(split_labels(self.y)[0]))
+        return any("groups" in strategy.needs for strategy in method.strategies)
 
     def _transformed(self, estimator: Any, split: int) -> tuple[Any, Any]:
         """Return the training rows as the classifier gets them, and a key for them."""
