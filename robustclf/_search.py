@@ -98,9 +98,15 @@ class Search:
         groups = []
         for stacked in self._stacks(trials):
             started = time.time()
-            stack = Stack([trial.fit for trial in stacked if trial.fit])
-            stack.train()
-            stack.finish()
+            try:
+                stack = Stack([trial.fit for trial in stacked if trial.fit])
+                stack.train()
+                stack.finish()
+            except Exception as error:  # of one of them, which would take the others with it
+                for trial in stacked:
+                    trial.fit, trial.reason = None, f"their stack raised {error!r}"
+                    trial.estimator = clone(trial.estimator)
+                continue
             seconds = (time.time() - started) / len(stacked)
             for trial in stacked:
                 trial.result = self._scored(trial, seconds)
