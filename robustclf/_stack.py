@@ -588,6 +588,10 @@ class Stack:
         if not isinstance(self.optimizer, StackedOptimizer):
             return
         together = [fit for lane in self.lanes for fit in lane.together(fits)]
+        if not together:  # these have stopped, and were dropped then
+            for fit in self.fits:
+                fit.done = True
+            return
         kept = [torch.arange(m.start, m.stop) for fit, m in self.members() if fit in together]
         index = torch.cat(kept).to(self.net.device)
         self.optimizer.keep(index)
