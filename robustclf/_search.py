@@ -132,7 +132,8 @@ class Search:
         stacks = [Stack([trial.fit for trial in group if trial.fit]) for group in groups]
         alive = sorted({trial.pair[0] for group in groups for trial in group})
         seconds = 0.0
-        for rung in reversed(range(max(1, math.ceil(math.log(max(len(alive), 1), FACTOR))))):
+        n_rungs = max(1, math.ceil(math.log(max(len(alive), 1), FACTOR)))
+        for rung in reversed(range(n_rungs)):
             for stack, group in zip(stacks, groups, strict=True):
                 started = time.time()
                 stack.train(max(1, round(stack.net.max_epochs / FACTOR**rung)))
@@ -140,7 +141,7 @@ class Search:
                 seconds += (time.time() - started) / len(group)
                 for trial in group:
                     result = self._scored(trial, seconds, final=rung == 0)
-                    trial.result = result | {"n_epochs": stack.epoch}
+                    trial.result = result | {"n_epochs": stack.epoch, "iter": n_rungs - 1 - rung}
             if rung:
                 alive = self._best(trials, alive)
                 groups = [[trial for trial in g if trial.pair[0] in alive] for g in groups]
@@ -149,20 +150,30 @@ class Search:
                         stack.keep([trial.fit for trial in group if trial.fit])
                 stacks = [stack for stack, group in zip(stacks, groups, strict=True) if group]
                 groups = [group for group in groups if group]
-        return {
-            trial.pair: {"n_epochs": 0} | trial.result for trial in trials if trial.result
-        }, described
+        never = {"n_epochs": 0, "iter": 0}
+        return {trial.pair: never | trial.result for trial in trials if trial.result}, described
 
     def _best(self, trials: list[Trial], candidates: list[int]) -> list[int]:
         """Return the candidates that go on after a rung."""
 
         def score(candidate: int) -> float:
             mine = [t.result["test_scores"] for t in trials if t.result and t.pair[0] == candidate]
-            return float(np.mean([s[self.metric] if isinstance(s, dict) else s for s in mine]))
+            return float(np.mean([self._ranked(s) for s in mine]))
 
         scores = np.nan_to_num([score(candidate) for candidate in candidates], nan=-np.inf)
         best = np.argsort(-scores, kind="stable")[: math.ceil(len(candidates) / FACTOR)]
         return [candidates[k] for k in sorted(best)]
+
+    def _ranked(self, scores: Any) -> float:
+        """Return the score that candidates are ranked by."""
+        if not isinstance(scores, dict):
+            return float(scores)
+        if self.metric not in scores:
+            raise ValueError(
+                "halving=True ranks candidates by one of several scores: refit must be one of "
+                f"{sorted(scores)}, got {self.metric!r}."
+            )
+        return float(scores[self.metric])
 
     # Preparing ------------------------------------------------------------------------------------
 

@@ -61,7 +61,8 @@ class RobustSearchCV(BaseSearchCV):
     halving : bool, default=False
         Successive halving: all candidates train for a part of their epochs, the best third of them
         goes on, and so forth; the others are dropped from the stack. Their scores are those they
-        had then, ``cv_results_["n_epochs"]`` says when.
+        had then: ``cv_results_`` says after how many rounds, ``iter`` from 0, and ``n_epochs``.
+        Of several scores ``refit`` names the one that counts.
     max_members : int, optional
         Networks side by side; by default as many as half of the free memory holds.
     n_jobs : int, optional
@@ -191,13 +192,13 @@ class RobustSearchCV(BaseSearchCV):
             self.error_score,
             self.return_train_score,
             self.max_members,
-            refit_metric,
+            self.refit if isinstance(self.refit, str) else refit_metric,
         )
         out = self._run(search)
         _warn_or_raise_about_fit_failures(out, self.error_score)
         if callable(self.scoring):
             _insert_error_scores(out, self.error_score)
-        more = {"n_epochs": [r["n_epochs"] for r in out[:: len(splits)]]} if self.halving else {}
+        more = self._budgets(out) if self.halving else {}
         results = self._format_results(candidates, len(splits), out, more)
         self.multimetric_ = isinstance(out[0]["test_scores"], dict)
         if callable(self.scoring) and self.multimetric_:
@@ -291,10 +292,15 @@ class RobustSearchCV(BaseSearchCV):
         results = {pair: result for found, _ in done for pair, result in found.items()}
         return [results[pair] for pair in pairs]
 
+    def _budgets(self, out: list[Result]) -> Result:
+        """Return how far each candidate got in successive halving."""
+        n = self.n_splits_
+        candidates = [out[start : start + n] for start in range(0, len(out), n)]
+        return {k: [max(r[k] for r in each) for each in candidates] for k in ("n_epochs", "iter")}
+
     @staticmethod
     def _select_best_index(refit: Any, refit_metric: str, results: Result) -> int:
-        if callable(refit) or "n_epochs" not in results:
+        if callable(refit) or "iter" not in results:
             return int(BaseSearchCV._select_best_index(refit, refit_metric, results))
-        epochs = results["n_epochs"]
-        last = np.flatnonzero(epochs == epochs.max())
+        last = np.flatnonzero(results["iter"] == results["iter"].max())
         return int(last[results[f"rank_test_{refit_metric}"][last].argmin()])
