@@ -213,19 +213,8 @@ class Search:
             if not all(name.startswith(prefix) for name in params):
                 return None
             params = {name.removeprefix(prefix): value for name, value in params.items()}
-        return params | ({"groups": self.groups} if self._needs_groups(estimator) else {})
-
-    def groups_for(self, estimator: Any) -> dict[str, Any]:
-        """Return the groups as its ``fit`` takes them, if a strategy needs them."""
-        prefix = f"{estimator.steps[-1][0]}__" if isinstance(estimator, Pipeline) else ""
-        return {f"{prefix}groups": self.groups} if self._needs_groups(estimator) else {}
-
-    def _needs_groups(self, estimator: Any) -> bool:
-        clf = final_step(estimator)
-        if self.groups is None or not isinstance(clf, RobustClassifier):
-            return False
-        method = Method.of(clf, np.unique(split_labels(self.y)[0]))
-        return any("groups" in strategy.needs for strategy in method.strategies)
+        needed = needs_groups(estimator, self.y, self.groups)
+        return params | ({"groups": self.groups} if needed else {})
 
     def _transformed(self, estimator: Any, split: int) -> tuple[Any, Any]:
         """Return the training rows as the classifier gets them, and a key for them."""
@@ -298,7 +287,7 @@ class Search:
 
     def _alone(self, trial: Trial) -> Result:
         train, test = self.splits[trial.pair[1]]
-        fit_params = dict(self.fit_params) | self.groups_for(trial.estimator)
+        fit_params = dict(self.fit_params) | groups_for(trial.estimator, self.y, self.groups)
         result: Result = _fit_and_score(
             trial.estimator,
             self.X,
@@ -332,6 +321,21 @@ class Search:
 def final_step(estimator: Any) -> Any:
     """Return the estimator itself, or the last step of a pipeline."""
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+
+
+def groups_for(estimator: Any, y: Any, groups: Any) -> dict[str, Any]:
+    """Return the groups as the ``fit`` of an estimator takes them, if a strategy needs them."""
+    prefix = f"{estimator.steps[-1][0]}__" if isinstance(estimator, Pipeline) else ""
+    return {f"{prefix}groups": groups} if needs_groups(estimator, y, groups) else {}
+
+
+def needs_groups(estimator: Any, y: Any, groups: Any) -> bool:
+    """Tell whether there are groups, and a strategy that needs them."""
+    clf = final_step(estimator)
+    if groups is None or not isinstance(clf, RobustClassifier):
+        return False
+    method = Method.of(clf, np.unique(split_labels(y)[0]))
+    return any("groups" in strategy.needs for strategy in method.strategies)
 
 
 def free_memory(device: str) -> float:

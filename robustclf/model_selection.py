@@ -19,7 +19,7 @@ from sklearn.model_selection._validation import (
 from sklearn.utils import check_random_state, indexable
 from sklearn.utils.validation import _check_method_params
 
-from robustclf._search import Result, Search, final_step
+from robustclf._search import Result, Search, final_step, groups_for
 from robustclf.classifier import RobustClassifier
 from robustclf.noise import estimate_transition, make_noise_corrected_scorer
 
@@ -173,7 +173,7 @@ class RobustSearchCV(BaseSearchCV):
         X, y = indexable(X, y)
         params = _check_method_params(X, params=params)
         base = self._seeded(rng)
-        self._find_transition(base, X, y)
+        self._find_transition(base, X, y, params)
         scorers, refit_metric = self._get_scorers()
         routed = self._get_routed_params_for_fit(params)
         splitter = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
@@ -212,7 +212,8 @@ class RobustSearchCV(BaseSearchCV):
         if self.refit:
             started = time.time()
             best = clone(base).set_params(**clone(self.best_params_, safe=False))
-            self.best_estimator_ = best.fit(X, y, **routed.estimator.fit, **search.groups_for(best))
+            more = groups_for(best, y, params.get("groups"))
+            self.best_estimator_ = best.fit(X, y, **routed.estimator.fit, **more)
             self.refit_time_ = time.time() - started
             if hasattr(best, "feature_names_in_"):
                 self.feature_names_in_ = best.feature_names_in_
@@ -252,7 +253,7 @@ class RobustSearchCV(BaseSearchCV):
             clf.set_params(random_state=int(rng.randint(2**31 - 1)))
         return base
 
-    def _find_transition(self, base: Any, X: Any, y: Any) -> None:
+    def _find_transition(self, base: Any, X: Any, y: Any, params: dict[str, Any]) -> None:
         if self.transition is None:
             return
         if self.scoring is not None:
@@ -267,15 +268,22 @@ class RobustSearchCV(BaseSearchCV):
             raise ValueError(
                 f"transition must be a matrix, 'estimate' or None, got {self.transition!r}."
             )
-        proba = cross_val_predict(base, X, y, cv=5, method="predict_proba", n_jobs=self.n_jobs)
+        groups = params.get("groups")
+        known = {name: value for name, value in params.items() if name != "groups"}
+        known |= groups_for(base, y, groups)
+        proba = cross_val_predict(
+            base, X, y, cv=5, method="predict_proba", n_jobs=self.n_jobs, params=known
+        )
         estimate = estimate_transition(y, proba, n_bootstrap=0)
         self.transition_, self._classes = estimate.transition, estimate.classes
 
     def _get_scorers(self) -> tuple[Any, Any]:
-        if self.transition is None:
+        T = self.transition
+        if isinstance(T, str):
+            T = getattr(self, "transition_", None)
+        if T is None:
             scorers: tuple[Any, Any] = super()._get_scorers()
             return scorers
-        T = getattr(self, "transition_", self.transition)
         return make_noise_corrected_scorer(T, classes=getattr(self, "_classes", None)), "score"
 
     def _run(self, search: Search) -> list[Result]:
