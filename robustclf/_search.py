@@ -71,6 +71,8 @@ class Search:
     max_members : int or None
     metric : str
         Which of several scores halving ranks by.
+    verbose : int
+        Of the fits that stand alone.
     """
 
     estimator: Any
@@ -86,6 +88,7 @@ class Search:
     train_too: bool
     max_members: int | None
     metric: Any
+    verbose: int
     known: dict[Any, Any] = field(default_factory=dict)  # what folds share
 
     def pairs(self) -> list[Pair]:
@@ -295,8 +298,8 @@ class Search:
             scorer=self.scorers,
             train=train,
             test=test,
-            verbose=0,
-            parameters=None,
+            verbose=self.verbose,
+            parameters=self.candidates[trial.pair[0]],
             fit_params=fit_params,
             score_params=self.score_params,
             return_train_score=self.train_too,

@@ -193,6 +193,7 @@ class RobustSearchCV(BaseSearchCV):
             self.return_train_score,
             self.max_members,
             self.refit if isinstance(self.refit, str) else refit_metric,
+            self.verbose,
         )
         out = self._run(search)
         _warn_or_raise_about_fit_failures(out, self.error_score)
@@ -291,6 +292,11 @@ class RobustSearchCV(BaseSearchCV):
         pairs = search.pairs()
         if not pairs:
             raise ValueError("No fits were performed: there are no candidates or no splits.")
+        if self.verbose > 0:
+            print(
+                f"Fitting {len(search.splits)} folds for each of {len(search.candidates)} "
+                f"candidates, totalling {len(pairs)} fits"
+            )
         n_parts = 1 if self.halving else min(effective_n_jobs(self.n_jobs), len(pairs))
         cuts = [len(pairs) * k // n_parts for k in range(n_parts + 1)]
         run = search.run_halving if self.halving else search.run
