@@ -612,7 +612,7 @@ class Stack:
         drops = any(dropout_of(fit.net.module_) for fit in self.fits)
         for layer in self.module.modules():
             if isinstance(layer, Dropout):
-                layer.lanes = self.lanes if drops else ()
+                layer.p, layer.lanes = 0.0, self.lanes if drops else ()
 
 
 @torch.no_grad()
