@@ -160,6 +160,8 @@ def stands_alone(fit: Fit) -> str:
         return "a callback that reads gradients"
     if not knows_members(net.optimizer, fit.setting):
         return f"optimizer {net.optimizer.__name__}"
+    if net.criterion_.learned and net.optimizer not in LINEAR:
+        return f"a learned loss with optimizer {net.optimizer.__name__}"
     if net.schedule is None:
         return "lr_schedule=None, which leaves the rate to a callback"
     return ""
