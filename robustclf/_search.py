@@ -12,7 +12,6 @@ from itertools import pairwise
 from traceback import format_exc
 from typing import Any
 
-import joblib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,7 +23,8 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_method_params
 
 from robustclf._build import Method, fit_encoder
-from robustclf._stack import Fit, Stack, stands_alone
+from robustclf._rows import split_labels
+from robustclf._stack import Fit, Stack, hashed, stands_alone
 from robustclf.classifier import RobustClassifier
 
 SHARE_OF_MEMORY = 0.5
@@ -71,6 +71,8 @@ class Search:
     max_members : int or None
     metric : str
         Which of several scores halving ranks by.
+    verbose : int
+        Of the fits that stand alone.
     """
 
     estimator: Any
@@ -86,6 +88,7 @@ class Search:
     train_too: bool
     max_members: int | None
     metric: Any
+    verbose: int
     known: dict[Any, Any] = field(default_factory=dict)  # what folds share
 
     def pairs(self) -> list[Pair]:
@@ -98,9 +101,15 @@ class Search:
         groups = []
         for stacked in self._stacks(trials):
             started = time.time()
-            stack = Stack([trial.fit for trial in stacked if trial.fit])
-            stack.train()
-            stack.finish()
+            try:
+                stack = Stack([trial.fit for trial in stacked if trial.fit])
+                stack.train()
+                stack.finish()
+            except Exception as error:  # of one of them, which would take the others with it
+                for trial in stacked:
+                    trial.fit, trial.reason = None, f"their stack raised {error!r}"
+                    trial.estimator = clone(trial.estimator)
+                continue
             seconds = (time.time() - started) / len(stacked)
             for trial in stacked:
                 trial.result = self._scored(trial, seconds)
@@ -126,7 +135,8 @@ class Search:
         stacks = [Stack([trial.fit for trial in group if trial.fit]) for group in groups]
         alive = sorted({trial.pair[0] for group in groups for trial in group})
         seconds = 0.0
-        for rung in reversed(range(max(1, math.ceil(math.log(max(len(alive), 1), FACTOR))))):
+        n_rungs = max(1, math.ceil(math.log(max(len(alive), 1), FACTOR)))
+        for rung in reversed(range(n_rungs)):
             for stack, group in zip(stacks, groups, strict=True):
                 started = time.time()
                 stack.train(max(1, round(stack.net.max_epochs / FACTOR**rung)))
@@ -134,7 +144,7 @@ class Search:
                 seconds += (time.time() - started) / len(group)
                 for trial in group:
                     result = self._scored(trial, seconds, final=rung == 0)
-                    trial.result = result | {"n_epochs": stack.epoch}
+                    trial.result = result | {"n_epochs": stack.epoch, "iter": n_rungs - 1 - rung}
             if rung:
                 alive = self._best(trials, alive)
                 groups = [[trial for trial in g if trial.pair[0] in alive] for g in groups]
@@ -143,20 +153,30 @@ class Search:
                         stack.keep([trial.fit for trial in group if trial.fit])
                 stacks = [stack for stack, group in zip(stacks, groups, strict=True) if group]
                 groups = [group for group in groups if group]
-        return {
-            trial.pair: {"n_epochs": 0} | trial.result for trial in trials if trial.result
-        }, described
+        never = {"n_epochs": 0, "iter": 0}
+        return {trial.pair: never | trial.result for trial in trials if trial.result}, described
 
     def _best(self, trials: list[Trial], candidates: list[int]) -> list[int]:
         """Return the candidates that go on after a rung."""
 
         def score(candidate: int) -> float:
             mine = [t.result["test_scores"] for t in trials if t.result and t.pair[0] == candidate]
-            return float(np.mean([s[self.metric] if isinstance(s, dict) else s for s in mine]))
+            return float(np.mean([self._ranked(s) for s in mine]))
 
         scores = np.nan_to_num([score(candidate) for candidate in candidates], nan=-np.inf)
         best = np.argsort(-scores, kind="stable")[: math.ceil(len(candidates) / FACTOR)]
         return [candidates[k] for k in sorted(best)]
+
+    def _ranked(self, scores: Any) -> float:
+        """Return the score that candidates are ranked by."""
+        if not isinstance(scores, dict):
+            return float(scores)
+        if self.metric not in scores:
+            raise ValueError(
+                "halving=True ranks candidates by one of several scores: refit must be one of "
+                f"{sorted(scores)}, got {self.metric!r}."
+            )
+        return float(scores[self.metric])
 
     # Preparing ------------------------------------------------------------------------------------
 
@@ -168,8 +188,11 @@ class Search:
         trial = Trial(pair, estimator)
         try:
             params = self._params_of(estimator)
-            if params is None or not isinstance(final_step(estimator), RobustClassifier):
-                trial.reason = f"{final_step(estimator)!r} with what its fit is given"
+            if not isinstance(trial.classifier, RobustClassifier):
+                trial.reason = f"estimator {type(trial.classifier).__name__}"
+                return trial
+            if params is None:
+                trial.reason = "parameters of fit for another step"
                 return trial
             X, place = self._transformed(estimator, j)
             params = _check_method_params(self.X, params=params, indices=train)
@@ -193,16 +216,8 @@ class Search:
             if not all(name.startswith(prefix) for name in params):
                 return None
             params = {name.removeprefix(prefix): value for name, value in params.items()}
-        return params | self.groups_for(estimator)
-
-    def groups_for(self, estimator: Any) -> dict[str, Any]:
-        """Return the groups, if a strategy needs them."""
-        clf = final_step(estimator)
-        if self.groups is None or not isinstance(clf, RobustClassifier):
-            return {}
-        method = Method.of(clf, np.unique(self.y))
-        needed = any("groups" in strategy.needs for strategy in method.strategies)
-        return {"groups": self.groups} if needed else {}
+        needed = needs_groups(estimator, self.y, self.groups)
+        return params | ({"groups": self.groups} if needed else {})
 
     def _transformed(self, estimator: Any, split: int) -> tuple[Any, Any]:
         """Return the training rows as the classifier gets them, and a key for them."""
@@ -211,7 +226,7 @@ class Search:
             if (split, "") not in self.known:
                 self.known[split, ""] = _safe_indexing(self.X, train)
             return self.known[split, ""], (split, "")
-        key = split, joblib.hash(estimator[:-1])
+        key = split, hashed(estimator[:-1])
         if key not in self.known:
             steps = estimator[:-1]
             rows = steps.fit_transform(_safe_indexing(self.X, train), _safe_indexing(self.y, train))
@@ -224,7 +239,7 @@ class Search:
         """Return what encodes rows, once for all candidates that want the same."""
 
         def encoded(encoder: Any, X: Any, weight: Any) -> tuple[Any, Any]:
-            key = place, joblib.hash(encoder), joblib.hash(weight)
+            key = place, hashed(encoder), hashed(weight)
             if key not in self.known:
                 self.known[key] = fit_encoder(encoder, X, weight)
             known: tuple[Any, Any] = self.known[key]
@@ -275,7 +290,7 @@ class Search:
 
     def _alone(self, trial: Trial) -> Result:
         train, test = self.splits[trial.pair[1]]
-        fit_params = dict(self.fit_params) | self.groups_for(trial.estimator)
+        fit_params = dict(self.fit_params) | groups_for(trial.estimator, self.y, self.groups)
         result: Result = _fit_and_score(
             trial.estimator,
             self.X,
@@ -283,8 +298,8 @@ class Search:
             scorer=self.scorers,
             train=train,
             test=test,
-            verbose=0,
-            parameters=None,
+            verbose=self.verbose,
+            parameters=self.candidates[trial.pair[0]],
             fit_params=fit_params,
             score_params=self.score_params,
             return_train_score=self.train_too,
@@ -309,6 +324,21 @@ class Search:
 def final_step(estimator: Any) -> Any:
     """Return the estimator itself, or the last step of a pipeline."""
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+
+
+def groups_for(estimator: Any, y: Any, groups: Any) -> dict[str, Any]:
+    """Return the groups as the ``fit`` of an estimator takes them, if a strategy needs them."""
+    prefix = f"{estimator.steps[-1][0]}__" if isinstance(estimator, Pipeline) else ""
+    return {f"{prefix}groups": groups} if needs_groups(estimator, y, groups) else {}
+
+
+def needs_groups(estimator: Any, y: Any, groups: Any) -> bool:
+    """Tell whether there are groups, and a strategy that needs them."""
+    clf = final_step(estimator)
+    if groups is None or not isinstance(clf, RobustClassifier):
+        return False
+    method = Method.of(clf, np.unique(split_labels(y)[0]))
+    return any("groups" in strategy.needs for strategy in method.strategies)
 
 
 def free_memory(device: str) -> float:

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import joblib
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ from robustclf._device import default_generators, generators_at, resumed
 from robustclf._net import Criterion, TrainingSet, batch_cuts
 from robustclf.losses import Loss
 from robustclf.modules import MLP, Dropout, Network, ResNet, drop_mask
-from robustclf.optimizers import LINEAR, StackedOptimizer
+from robustclf.optimizers import LINEAR, StackedOptimizer, knows_members
 from robustclf.strategies import Batch, overrides
 
 MEMBER_RATES = ("lr", "weight_decay")  # of an optimiser, that differ within a stack
@@ -57,9 +59,10 @@ class Fit:
 
     @property
     def watched(self) -> bool:
-        """Whether anything looks at the network after an epoch."""
-        after = [c for _, c in self.net.callbacks_ if overrides(c, "on_epoch_end")]
-        return bool(after) or self.data.x_valid is not None
+        """Whether anything looks at the network between epochs."""
+        hooks = ("on_epoch_begin", "on_epoch_end")
+        looking = [c for _, c in self.net.callbacks_ if any(overrides(c, hook) for hook in hooks)]
+        return bool(looking) or self.data.x_valid is not None
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -103,7 +106,7 @@ class Fit:
         if own or not all(strategy.stackable for strategy in net.strategies):
             return (id(self),)
         return (
-            joblib.hash((net.strategies, self.data.rows.numpy(force=True))),
+            hashed((net.strategies, self.data.rows.numpy(force=True))),
             tuple(state.numpy().tobytes() for state in self.prepared.states),
             len(self.data.rows),
             net.batch_size,
@@ -146,6 +149,8 @@ def stands_alone(fit: Fit) -> str:
         return f"module {type(net.module_.body).__name__}"
     if not isinstance(data.x, Tensor):
         return "sparse rows"
+    if data.unlabelled is not None:
+        return "rows without label, which the network makes guesses for in a step"
     for strategy in net.strategies:
         if {"network", "features"} & set(strategy.needs) or overrides(strategy, "epoch_rows"):
             return f"strategy {strategy!r}"
@@ -153,9 +158,21 @@ def stands_alone(fit: Fit) -> str:
         return "a list of strategies"
     if net._listening["on_grad_computed"]:
         return "a callback that reads gradients"
+    if not knows_members(net.optimizer, fit.setting):
+        return f"optimizer {net.optimizer.__name__}"
+    if net.criterion_.learned and net.optimizer not in LINEAR:
+        return f"a learned loss with optimizer {net.optimizer.__name__}"
     if net.schedule is None:
         return "lr_schedule=None, which leaves the rate to a callback"
     return ""
+
+
+def hashed(value: Any) -> Hashable:
+    """Return a hash of a value; what cannot be pickled, such as a lambda, equals nothing."""
+    try:
+        return str(joblib.hash(value))
+    except Exception:
+        return object()
 
 
 def dropout_of(network: Network) -> float:
@@ -163,13 +180,22 @@ def dropout_of(network: Network) -> float:
     return next((layer.p for layer in network.modules() if isinstance(layer, Dropout)), 0.0)
 
 
-def _skeleton(loss: Any) -> Any:
-    """Return a loss without its numbers."""
-    if not isinstance(loss, Loss):
-        if isinstance(loss, list | tuple):
-            return [_skeleton(part) for part in loss]
-        return "number" if _is_number(loss) else loss
-    return type(loss), {k: _skeleton(v) for k, v in loss.get_params(deep=False).items()}
+def _skeleton(loss: Loss) -> Any:
+    """Return a loss without the numbers that can differ within a lane."""
+    kinds = signature(type(loss)).parameters
+    params = loss.get_params(deep=False)
+    return type(loss), {k: _outline(v, str(kinds[k].annotation)) for k, v in params.items()}
+
+
+def _outline(value: Any, kind: str) -> Any:
+    """Return a parameter of a loss; a number is left out whose type says it can be a tensor."""
+    if isinstance(value, Loss):
+        return _skeleton(value)
+    if isinstance(value, list | tuple) and "Sequence" in kind:
+        return [_outline(part, kind) for part in value]
+    if _is_number(value) and ("Scalar" in kind or "Tensor" in kind):
+        return "number"
+    return value.tolist() if isinstance(value, Tensor) else np.asarray(value).tolist()
 
 
 def _is_number(value: Any) -> bool:
@@ -193,7 +219,7 @@ def merged(values: Sequence[Any], width: int, dtype: torch.dtype) -> Any:
         return type(first)(**parts)
     if isinstance(first, list | tuple):
         return type(first)(merged(parts, width, dtype) for parts in zip(*values, strict=True))
-    if all(value is first or value == first for value in values):
+    if not _is_number(first) or all(value == first for value in values):
         return first
     return torch.tensor(values, dtype=dtype).repeat_interleave(width).view(-1, 1, 1)
 
@@ -564,6 +590,10 @@ class Stack:
         if not isinstance(self.optimizer, StackedOptimizer):
             return
         together = [fit for lane in self.lanes for fit in lane.together(fits)]
+        if not together:  # these have stopped, and were dropped then
+            for fit in self.fits:
+                fit.done = True
+            return
         kept = [torch.arange(m.start, m.stop) for fit, m in self.members() if fit in together]
         index = torch.cat(kept).to(self.net.device)
         self.optimizer.keep(index)
@@ -584,7 +614,7 @@ class Stack:
         drops = any(dropout_of(fit.net.module_) for fit in self.fits)
         for layer in self.module.modules():
             if isinstance(layer, Dropout):
-                layer.lanes = self.lanes if drops else ()
+                layer.p, layer.lanes = 0.0, self.lanes if drops else ()
 
 
 @torch.no_grad()

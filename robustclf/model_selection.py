@@ -19,7 +19,7 @@ from sklearn.model_selection._validation import (
 from sklearn.utils import check_random_state, indexable
 from sklearn.utils.validation import _check_method_params
 
-from robustclf._search import Result, Search, final_step
+from robustclf._search import Result, Search, final_step, groups_for
 from robustclf.classifier import RobustClassifier
 from robustclf.noise import estimate_transition, make_noise_corrected_scorer
 
@@ -61,7 +61,8 @@ class RobustSearchCV(BaseSearchCV):
     halving : bool, default=False
         Successive halving: all candidates train for a part of their epochs, the best third of them
         goes on, and so forth; the others are dropped from the stack. Their scores are those they
-        had then, ``cv_results_["n_epochs"]`` says when.
+        had then: ``cv_results_`` says after how many rounds, ``iter`` from 0, and ``n_epochs``.
+        Of several scores ``refit`` names the one that counts.
     max_members : int, optional
         Networks side by side; by default as many as half of the free memory holds.
     n_jobs : int, optional
@@ -172,7 +173,7 @@ class RobustSearchCV(BaseSearchCV):
         X, y = indexable(X, y)
         params = _check_method_params(X, params=params)
         base = self._seeded(rng)
-        self._find_transition(base, X, y)
+        self._find_transition(base, X, y, params)
         scorers, refit_metric = self._get_scorers()
         routed = self._get_routed_params_for_fit(params)
         splitter = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
@@ -191,13 +192,14 @@ class RobustSearchCV(BaseSearchCV):
             self.error_score,
             self.return_train_score,
             self.max_members,
-            refit_metric,
+            self.refit if isinstance(self.refit, str) else refit_metric,
+            self.verbose,
         )
         out = self._run(search)
         _warn_or_raise_about_fit_failures(out, self.error_score)
         if callable(self.scoring):
             _insert_error_scores(out, self.error_score)
-        more = {"n_epochs": [r["n_epochs"] for r in out[:: len(splits)]]} if self.halving else {}
+        more = self._budgets(out) if self.halving else {}
         results = self._format_results(candidates, len(splits), out, more)
         self.multimetric_ = isinstance(out[0]["test_scores"], dict)
         if callable(self.scoring) and self.multimetric_:
@@ -211,7 +213,8 @@ class RobustSearchCV(BaseSearchCV):
         if self.refit:
             started = time.time()
             best = clone(base).set_params(**clone(self.best_params_, safe=False))
-            self.best_estimator_ = best.fit(X, y, **routed.estimator.fit, **search.groups_for(best))
+            more = groups_for(best, y, params.get("groups"))
+            self.best_estimator_ = best.fit(X, y, **routed.estimator.fit, **more)
             self.refit_time_ = time.time() - started
             if hasattr(best, "feature_names_in_"):
                 self.feature_names_in_ = best.feature_names_in_
@@ -251,7 +254,7 @@ class RobustSearchCV(BaseSearchCV):
             clf.set_params(random_state=int(rng.randint(2**31 - 1)))
         return base
 
-    def _find_transition(self, base: Any, X: Any, y: Any) -> None:
+    def _find_transition(self, base: Any, X: Any, y: Any, params: dict[str, Any]) -> None:
         if self.transition is None:
             return
         if self.scoring is not None:
@@ -266,15 +269,22 @@ class RobustSearchCV(BaseSearchCV):
             raise ValueError(
                 f"transition must be a matrix, 'estimate' or None, got {self.transition!r}."
             )
-        proba = cross_val_predict(base, X, y, cv=5, method="predict_proba", n_jobs=self.n_jobs)
+        groups = params.get("groups")
+        known = {name: value for name, value in params.items() if name != "groups"}
+        known |= groups_for(base, y, groups)
+        proba = cross_val_predict(
+            base, X, y, cv=5, method="predict_proba", n_jobs=self.n_jobs, params=known
+        )
         estimate = estimate_transition(y, proba, n_bootstrap=0)
         self.transition_, self._classes = estimate.transition, estimate.classes
 
     def _get_scorers(self) -> tuple[Any, Any]:
-        if self.transition is None:
+        T = self.transition
+        if isinstance(T, str):
+            T = getattr(self, "transition_", None)
+        if T is None:
             scorers: tuple[Any, Any] = super()._get_scorers()
             return scorers
-        T = getattr(self, "transition_", self.transition)
         return make_noise_corrected_scorer(T, classes=getattr(self, "_classes", None)), "score"
 
     def _run(self, search: Search) -> list[Result]:
@@ -282,6 +292,11 @@ class RobustSearchCV(BaseSearchCV):
         pairs = search.pairs()
         if not pairs:
             raise ValueError("No fits were performed: there are no candidates or no splits.")
+        if self.verbose > 0:
+            print(
+                f"Fitting {len(search.splits)} folds for each of {len(search.candidates)} "
+                f"candidates, totalling {len(pairs)} fits"
+            )
         n_parts = 1 if self.halving else min(effective_n_jobs(self.n_jobs), len(pairs))
         cuts = [len(pairs) * k // n_parts for k in range(n_parts + 1)]
         run = search.run_halving if self.halving else search.run
@@ -291,10 +306,15 @@ class RobustSearchCV(BaseSearchCV):
         results = {pair: result for found, _ in done for pair, result in found.items()}
         return [results[pair] for pair in pairs]
 
+    def _budgets(self, out: list[Result]) -> Result:
+        """Return how far each candidate got in successive halving."""
+        n = self.n_splits_
+        candidates = [out[start : start + n] for start in range(0, len(out), n)]
+        return {k: [max(r[k] for r in each) for each in candidates] for k in ("n_epochs", "iter")}
+
     @staticmethod
     def _select_best_index(refit: Any, refit_metric: str, results: Result) -> int:
-        if callable(refit) or "n_epochs" not in results:
+        if callable(refit) or "iter" not in results:
             return int(BaseSearchCV._select_best_index(refit, refit_metric, results))
-        epochs = results["n_epochs"]
-        last = np.flatnonzero(epochs == epochs.max())
+        last = np.flatnonzero(results["iter"] == results["iter"].max())
         return int(last[results[f"rank_test_{refit_metric}"][last].argmin()])

@@ -83,7 +83,7 @@ class Evidential(Loss):
         form: str = "squared",
         evidence: str = "softplus",
         kl_weight: Scalar = 1.0,
-        annealing_epochs: int = 10,
+        annealing_epochs: int | Tensor = 10,
     ) -> None:
         self.form = form
         self.evidence = evidence
@@ -104,7 +104,12 @@ class Evidential(Loss):
 
     def at_epoch(self, epoch: int) -> Evidential:
         """Return the loss of this epoch, from 0: with the weight of the divergence it has then."""
-        grown = min(1.0, epoch / self.annealing_epochs) if self.annealing_epochs else 1.0
+        n = self.annealing_epochs
+        grown: Scalar
+        if isinstance(n, Tensor):
+            grown = torch.where(n > 0, epoch / n, 1.0).clamp(max=1.0)
+        else:
+            grown = min(1.0, epoch / n) if n else 1.0
         return self._replaced(kl_weight=grown * self.kl_weight, annealing_epochs=0)
 
     def prepare(self, logits: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ __all__ = [
     "check_optimizer",
     "fused",
     "get_optimizer",
+    "knows_members",
     "optimizer_alias",
 ]
 
@@ -66,6 +67,12 @@ def check_optimizer(optimizer: str | type[Optimizer], params: dict[str, Any]) ->
         raise ValueError("the learning rate is the parameter lr, not optimizer__lr")
     own = known - {"params", "lr", "base_params"}
     check_known(f"parameter of optimizer {name!r}", params, sorted(own))
+
+
+def knows_members(optimizer: str | type[Optimizer], params: dict[str, Any]) -> bool:
+    """Tell whether an optimiser is one of ours: any other may couple the members of a stack."""
+    known = [OPTIMIZERS.get(alias) for alias in OPTIMIZERS.names()]
+    return all(kind in known for kind in _kinds(optimizer, params))
 
 
 def _kinds(optimizer: str | type[Optimizer], params: dict[str, Any]) -> list[type[Optimizer]]:

@@ -97,16 +97,25 @@ class StackedOptimizer:
         return value
 
     def keep(self, index: Tensor) -> None:
-        """Go on with some members of the parameters that all of them have."""
-        n = len(self.lr)
+        """Go on with some members; parameters that only some members have stay or go as a whole."""
+        n, kept = len(self.lr), []
         for moved in self.moved:
-            if moved.members == slice(0, n):
-                former = self.inner.state.pop(moved.step, {})
-                moved.step.data = moved.step.data[index]
-                moved.step.grad = None
-                moved.members = slice(0, len(index))
-                self.inner.state[moved.step] = {
-                    name: value[index] if value.ndim == moved.step.ndim else value
+            first, last = moved.members.start, moved.members.stop
+            there = index[(index >= first) & (index < last)] - first
+            start = int((index < first).sum())
+            moved.members = slice(start, start + len(there))
+            former = self.inner.state.pop(moved.step, {})
+            moved.step.grad = None
+            if not len(there):
+                continue
+            kept.append(moved)
+            if last - first == n:
+                moved.step.data = moved.step.data[there]
+                former = {
+                    name: value[there] if value.ndim == moved.step.ndim else value
                     for name, value in former.items()
                 }
+            self.inner.state[moved.step] = former
+        self.moved = kept
+        self.inner.param_groups[0]["params"] = [moved.step for moved in kept]
         self.lr, self.weight_decay = self.lr[index], self.weight_decay[index]
