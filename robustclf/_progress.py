@@ -21,7 +21,8 @@ class Progress(Callback):
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Open the bar."""
         self.bar_ = tqdm(total=self.epochs, unit="epoch", disable=not is_first())
-        self.per_row_ = 1 / len(X.rows) if X.long_epochs else 0.0
+        long = X is not None and X.long_epochs
+        self.per_row_ = 1 / len(X.rows) if long else 0.0
 
     def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
         """Start counting right predictions."""
