@@ -135,11 +135,11 @@ def test_every_row_leaves_the_buffer_once(size):
 def test_a_buffer_of_all_rows_shuffles_them_fully():
     place = np.zeros((6, 3))  # how often a row was in the first, second and third pair
     rng = np.random.default_rng(0)
-    for _ in range(3_000):
+    for _ in range(1_000):
         buffer = ShuffleBuffer(6, blocks(6, 4), rng)
         for pair in range(3):
             place[buffer.draw(2)[0], pair] += 1
-    assert_allclose(place / 3_000, 1 / 3, atol=0.04)
+    assert_allclose(place / 1_000, 1 / 3, atol=0.06)
 
 
 def test_a_smaller_buffer_mixes_rows_as_far_as_it_is_long():
