@@ -145,8 +145,9 @@ class Fit:
 def stands_alone(fit: Fit) -> str:
     """Return why a fit cannot be part of a stack, or nothing."""
     net, data = fit.net, fit.data
-    if type(net.module_.body) not in (MLP, ResNet):
-        return f"module {type(net.module_.body).__name__}"
+    if type(body := net.module_.body) not in (MLP, ResNet):
+        (given, *_) = getattr(body, "members", [body])
+        return f"module {type(given).__name__}"
     if not isinstance(data.x, Tensor):
         return "sparse rows"
     if data.unlabelled is not None:
