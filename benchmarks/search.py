@@ -9,7 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,14 @@ def main() -> None:
     parser.add_argument("--jobs", default="small,large", help="small (width 64) and large (256)")
     parser.add_argument("--n-jobs", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="instead of 30, which takes long")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help=f"append to {RESULTS.name}, too")
     args = parser.parse_args()
     ratios = []
     for name in args.jobs.split(","):
         job, *goals = JOBS[name]
+        job = replace(job, epochs=args.epochs or job.epochs)
         ratios += measure(job, (goals[0], goals[1]), args)
     where = environment(torch.get_num_threads()) | {"device": args.device}
     print(", ".join(f"{name} {value}" for name, value in where.items()), end="\n\n")

@@ -23,8 +23,9 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_method_params
 
 from robustclf._build import Method, fit_encoder
+from robustclf._lanes import Fit, hashed, stands_alone
 from robustclf._rows import split_labels
-from robustclf._stack import Fit, Stack, hashed, stands_alone
+from robustclf._stack import Stack
 from robustclf.classifier import RobustClassifier
 
 SHARE_OF_MEMORY = 0.5

@@ -1,5 +1,7 @@
 """Fits that are trained as one stack are the fits that each would be alone."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,9 @@ from robustclf import (
     make_strategy,
 )
 from robustclf._device import check_precision
+from robustclf._lanes import Fit, stands_alone
 from robustclf._net import DivergenceError
-from robustclf._stack import Fit, Stack, stands_alone
+from robustclf._stack import Stack
 from robustclf.losses import BackwardCorrected, ForwardCorrected, Normalized
 from robustclf.stopping import NoiseCorrectedStopping, PredictionChangeStopping
 from robustclf.strategies import overrides
@@ -29,6 +32,11 @@ BASE = {
     "precision": "float64",
     "random_state": 0,
 }
+
+
+def name(value):
+    """Return a name of a case, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def table(n=100, seed=0):
@@ -141,7 +149,7 @@ def check(candidates, base=None, tolerance=1e-10, **kwargs):
         ([{"batch_size": 16}, {"batch_size": 17}], 6),
         ([{"track_dynamics": True}, {"track_dynamics": True, "random_state": 3}], 6),
     ],
-    ids=str,
+    ids=name,
 )
 def test_fits_of_one_stack_differ_in(candidates, n_lanes):
     assert (
@@ -179,7 +187,7 @@ def test_half_precision():
         {"numeric_embedding": "periodic"},
         {"hidden": (8, 6), "activation": "tanh"},
     ],
-    ids=str,
+    ids=name,
 )
 def test_networks(base):
     check([{}, {"lr": 0.01, "dropout": 0.2}, {"dropout": 0.0}], base)
@@ -250,7 +258,7 @@ def gce(q):
         ([make_loss("gjs", n_views=n) for n in (2, 3)], 2),
         ([make_loss("evidential", annealing_epochs=n) for n in (0, 2, 3)], 1),
     ],
-    ids=str,
+    ids=name,
 )
 def test_losses_of_a_lane_differ_in_numbers(losses, n_lanes):
     candidates = [{"loss": loss} for loss in losses]
@@ -279,7 +287,7 @@ def test_learned_losses_stay_when_others_stop():
         NoiseCorrectedStopping(T, patience=2),
         PredictionChangeStopping(patience=1, window=1),
     ],
-    ids=str,
+    ids=name,
 )
 def test_early_stopping_of_each_fit(rule):
     candidates = [{"lr": 0.03}, {"lr": 1e-7}, {"lr": 1e-6}, {"lr": 0.01, "dropout": 0.0}]
@@ -341,7 +349,7 @@ def test_dropped_fits_are_not_missed(optimizer, loss):
         {"optimizer": "rmsprop", "optimizer__momentum": 0.5},
         {"optimizer__betas": (0.5, 0.9)},
     ],
-    ids=str,
+    ids=name,
 )
 def test_optimisers_with_a_rate_for_each_member(base):
     candidates = [{}, {"lr": 0.03}, {"weight_decay": 0.9}]

@@ -84,7 +84,7 @@ class Dropout(nn.Module):
     tensor([0., 2.])
     """
 
-    lanes: Sequence[Any] = ()  # of a stack of fits, which draw apart: see robustclf._stack
+    lanes: Sequence[Any] = ()  # of a stack of fits, which draw apart: see robustclf._lanes
 
     def __init__(self, p: float) -> None:
         super().__init__()
