@@ -292,11 +292,6 @@ class RobustSearchCV(BaseSearchCV):
         pairs = search.pairs()
         if not pairs:
             raise ValueError("No fits were performed: there are no candidates or no splits.")
-        if self.verbose > 0:
-            print(
-                f"Fitting {len(search.splits)} folds for each of {len(search.candidates)} "
-                f"candidates, totalling {len(pairs)} fits"
-            )
         n_parts = 1 if self.halving else min(effective_n_jobs(self.n_jobs), len(pairs))
         cuts = [len(pairs) * k // n_parts for k in range(n_parts + 1)]
         run = search.run_halving if self.halving else search.run
