@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +17,7 @@ from sklearn.model_selection._validation import (
     _insert_error_scores,
     _warn_or_raise_about_fit_failures,
 )
-from sklearn.utils import check_random_state, indexable
+from sklearn.utils import check_random_state, check_scalar, indexable
 from sklearn.utils.validation import _check_method_params
 
 from robustclf._search import Result, Search, final_step, groups_for
@@ -106,12 +107,12 @@ class RobustSearchCV(BaseSearchCV):
     >>> from robustclf import RobustClassifier
     >>> from robustclf.model_selection import RobustSearchCV
     >>> X, y = load_wine(return_X_y=True)
-    >>> clf = RobustClassifier(hidden=(32,), max_epochs=15, random_state=0)
+    >>> clf = RobustClassifier(hidden=(32,), max_epochs=30, random_state=0)
     >>> grid = {"lr": [1e-4, 3e-3, 0.01], "loss": ["ce", "gce"]}
     >>> search = RobustSearchCV(clf, grid, cv=3).fit(X, y)
     >>> search.groups_
     ['18 fits of 1 network in one stack']
-    >>> search.best_score_ > 0.9, search.best_params_["lr"] > 1e-4
+    >>> bool(search.best_score_ > 0.9), search.best_params_["lr"] > 1e-4
     (True, True)
     """
 
@@ -168,6 +169,8 @@ class RobustSearchCV(BaseSearchCV):
         self : RobustSearchCV
         """
         self._check_estimator()
+        if self.max_members is not None:
+            check_scalar(self.max_members, "max_members", Integral, min_val=1)
         rng = check_random_state(self.random_state)
         candidates = self._candidates(rng)
         X, y = indexable(X, y)
