@@ -951,9 +951,9 @@ def test_warm_up_lets_a_bounded_loss_learn_a_rare_class():
 
 def test_dropout_auto_is_off_in_a_full_batch(iris):
     X, y = iris
-    assert small(dropout="auto").fit(X[:100], y[:100]).net_.module_.body.dropout == 0.0
-    assert small(dropout="auto").fit(X, y).net_.module_.body.dropout == 0.3
-    assert small(dropout=0.1).fit(X[:100], y[:100]).net_.module_.body.dropout == 0.1
+    assert small(dropout="auto").fit(X[:100], y[:100]).net_.module_.body.dropout.p == 0.0
+    assert small(dropout="auto").fit(X, y).net_.module_.body.dropout.p == 0.3
+    assert small(dropout=0.1).fit(X[:100], y[:100]).net_.module_.body.dropout.p == 0.1
 
 
 def test_a_failed_refit_leaves_the_fitted_model(iris):

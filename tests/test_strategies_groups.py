@@ -402,7 +402,7 @@ def test_fits_and_is_free_of_rows_after(iris, alias, loss):
         optimizer="sam",
         cross_fit=2,
         hidden=(16,),
-        max_epochs=20,
+        max_epochs=40,
         batch_size=25,
         lr=0.03,
         random_state=0,
