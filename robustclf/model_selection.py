@@ -79,9 +79,12 @@ class RobustSearchCV(BaseSearchCV):
 
     Attributes
     ----------
-    cv_results_, best_estimator_, best_score_, best_params_, best_index_, scorer_, n_splits_, \
-    refit_time_, multimetric_
-        As those of GridSearchCV. The time of a stack is shared out evenly among its fits.
+    cv_results_ : dict of ndarrays
+        As that of GridSearchCV; the time of a stack is shared out evenly among its fits. With
+        halving also "n_epochs" and "iter", the epochs and the last round of a candidate.
+    best_estimator_, best_score_, best_params_, best_index_ : RobustClassifier, float, dict, int
+        As those of GridSearchCV, and so are ``scorer_``, ``n_splits_``, ``refit_time_`` and
+        ``multimetric_``.
     transition_ : ndarray of shape (n_classes, n_classes)
         With ``transition``: what the scores are corrected by.
     groups_ : list of str
