@@ -1,12 +1,11 @@
 """Classification when labels are wrong: robust losses and training strategies for tables."""
 
+from robustclf._version import __version__ as __version__
 from robustclf.classifier import RobustClassifier
 from robustclf.losses import list_losses, make_loss
 from robustclf.recipes import list_recipes
 from robustclf.sources import ArraySource, DatasetSource, ParquetSource
 from robustclf.strategies import list_strategies, make_strategy
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ArraySource",

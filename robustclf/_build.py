@@ -17,10 +17,11 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from robustclf._device import check_precision, find_device, resumed
+from robustclf._device import check_precision, find_device
 from robustclf._dynamics import DynamicsRecorder
 from robustclf._net import CHUNK, SCHEDULES, Criterion, RobustNet, TrainingSet, out_of_fold
 from robustclf._progress import Progress
+from robustclf._random import resumed
 from robustclf._rows import Rows, encode_labels, row_weights
 from robustclf._stream import HELD_ROWS, StreamedRows, StreamedSet, sample_rows
 from robustclf.losses import Loss, make_loss

@@ -1,13 +1,10 @@
-"""Where and in which precision a fit runs, and the random generators it forks there."""
+"""Where and in which precision a fit runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from robustclf._distributed import own_cuda
 from robustclf._registry import check_known, closest
@@ -52,45 +49,3 @@ def check_precision(precision: str, device: str) -> None:
         cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         if not (torch.cuda.is_bf16_supported() if on_cuda else cpu.get("avx512_bf16")):
             raise ValueError(f"precision='bf16' needs hardware with it, and {device!r} has none.")
-
-
-@contextmanager
-def seeded(seed: int, device: str) -> Iterator[None]:
-    """Seed torch for a fit and leave the caller's generators as they were."""
-    with torch.random.fork_rng(_cuda(device)):
-        for generator in default_generators(device):
-            generator.manual_seed(seed)
-        yield
-
-
-def random_states(device: str) -> list[Tensor]:
-    """Return the states of the generators that a fit on ``device`` draws from."""
-    return [generator.get_state() for generator in default_generators(device)]
-
-
-@contextmanager
-def resumed(states: list[Tensor], device: str) -> Iterator[None]:
-    """Go on drawing from states, and leave the caller's generators as they were."""
-    with torch.random.fork_rng(_cuda(device)):
-        for generator, state in zip(default_generators(device), states, strict=True):
-            generator.set_state(state)
-        yield
-
-
-def _cuda(device: str) -> list[torch.device]:
-    return [torch.device(device)] if torch.device(device).type == "cuda" else []
-
-
-def default_generators(device: str) -> list[torch.Generator]:
-    """Return the generators that a fit on ``device`` draws from: of the CPU and of the device."""
-    on_cuda = [torch.cuda.default_generators[d.index or 0] for d in _cuda(device)]
-    return [torch.default_generator, *on_cuda]
-
-
-def generators_at(states: list[Tensor], device: str) -> list[torch.Generator]:
-    """Return generators of their own that go on from states."""
-    places = [torch.device("cpu"), *_cuda(device)]
-    generators = [torch.Generator(place) for place in places]
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
-    return generators

@@ -20,6 +20,8 @@ from sklearn.utils import check_random_state
 from torch import Tensor, distributed
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robustclf._random import default_generators, drawing_from
+
 Outputs = TypeVar("Outputs", Tensor, tuple[Tensor, Tensor])
 
 
@@ -152,12 +154,10 @@ class Share:
     def __init__(self, module: Any, device: str) -> None:
         self.rank, self.n = distributed.get_rank(), distributed.get_world_size()
         self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-        self.generators = [torch.default_generator]
-        if torch.device(device).type == "cuda":
-            self.generators.append(torch.cuda.default_generators[torch.device(device).index or 0])
-        self.states = [
-            torch.Generator(g.device).manual_seed(g.initial_seed() + 1 + self.rank).get_state()
-            for g in self.generators
+        self.device = device
+        self.generators = [
+            torch.Generator(g.device).manual_seed(g.initial_seed() + 1 + self.rank)
+            for g in default_generators(device)
         ]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -167,7 +167,7 @@ class Share:
     def run(self, function: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
         """Return what ``function`` gives for all rows of ``x``, ``([member,] sample, any)``."""
         n_rows = x.shape[-2]
-        with self._own_draws():
+        with drawing_from(self.generators, self.device):  # drop other units than the others
             outputs = function(_Split.apply(x, self))  # type: ignore[no-untyped-call]
         if statistics := [s for m in self.norms if m.training for s in _statistics(m)]:
             self.average(statistics)
@@ -179,21 +179,6 @@ class Share:
     def _whole(self, part: Tensor, n_rows: int) -> Tensor:
         whole: Tensor = _Join.apply(part, self, n_rows)  # type: ignore[no-untyped-call]
         return whole
-
-    @contextmanager
-    def _own_draws(self) -> Iterator[None]:
-        """Drop other units than the other processes, and draw all else with them."""
-        common = [g.get_state() for g in self.generators]
-        self._set(self.states)
-        try:
-            yield
-        finally:
-            self.states = [g.get_state() for g in self.generators]
-            self._set(common)
-
-    def _set(self, states: list[Tensor]) -> None:
-        for generator, state in zip(self.generators, states, strict=True):
-            generator.set_state(state)
 
     def own(self, x: Tensor) -> Tensor:
         """Return the own rows of ``(..., sample, any)``."""

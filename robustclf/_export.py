@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 from torch import Tensor, nn
 
-import robustclf
 from robustclf._build import Numbers
 from robustclf._files import written
+from robustclf._version import __version__
 from robustclf.preprocessing import _FAR, _MAX, TabularEncoder
 
 OPSET, ML_OPSET = 20, 2
@@ -89,7 +89,7 @@ def export_onnx(clf: Any, path: str | Path, *, missing: str = "") -> None:
     ]
     model = graph.model()
     told = {
-        "robustclf_version": robustclf.__version__,
+        "robustclf_version": __version__,
         "classes": json.dumps(classes.tolist()),
         "feature_names": json.dumps(_names(clf.encoder_)),
     }
@@ -257,7 +257,7 @@ class Graph:
                 self.nodes, "RobustClassifier", self.inputs, self.outputs, self.constants
             ),
             producer_name="robustclf",
-            producer_version=robustclf.__version__,
+            producer_version=__version__,
             ir_version=10,
             opset_imports=[
                 helper.make_opsetid("", OPSET),

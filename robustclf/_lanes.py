@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from inspect import signature
+from pickle import PicklingError
 from typing import Any
 
 import joblib
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from robustclf._build import Prepared
-from robustclf._device import default_generators, generators_at
 from robustclf._net import Criterion, TrainingSet, batch_cuts
+from robustclf._random import drawing_from, generators_at
 from robustclf.losses import Loss
 from robustclf.modules import MLP, Dropout, Network, ResNet, drop_mask
 from robustclf.optimizers import LINEAR, knows_members
@@ -89,7 +90,7 @@ class Fit:
         units = sum(p.shape[-1] for p in network.parameters() if p.shape[1] == 1)
         size = min(self.net.batch_size, len(self.data.rows))
         itemsize = torch.empty((), dtype=self.net.dtype).element_size()
-        return int(itemsize * (COPIES * weights + COPIES * units * size))
+        return int(itemsize * COPIES * (weights + units * size))
 
     def lane(self) -> tuple[Hashable, ...]:
         """Return what fits of one lane have in common."""
@@ -100,7 +101,6 @@ class Fit:
         return (
             hashed((net.strategies, self.data.rows.numpy(force=True))),
             tuple(state.numpy().tobytes() for state in self.prepared.states),
-            len(self.data.rows),
             net.batch_size,
             net.n_stacked,
             bool(dropout_of(net.module_)),
@@ -164,7 +164,7 @@ def hashed(value: Any) -> Hashable:
     """Return a hash of a value; what cannot be pickled, such as a lambda, equals nothing."""
     try:
         return str(joblib.hash(value))
-    except Exception:
+    except (AttributeError, TypeError, PicklingError):  # which of them is pickle's choice
         return object()
 
 
@@ -284,15 +284,9 @@ class Lane:
             fit.done = fit.done or fit not in staying
         return self.fits
 
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Let the generators of torch draw for this lane."""
-        defaults = default_generators(self.net.device)
-        for default, own in zip(defaults, self.generators, strict=True):
-            default.set_state(own.get_state())
-        yield
-        for default, own in zip(defaults, self.generators, strict=True):
-            own.set_state(default.get_state())
+    def drawing(self) -> AbstractContextManager[None]:
+        """Let torch draw from the generators of this lane."""
+        return drawing_from(self.generators, self.net.device)
 
     def tell(self, hook: str, **known: Any) -> None:
         """Call a hook of the strategies that several fits share."""

@@ -3,7 +3,8 @@
 A stack holds the members of all fits side by side: one forward pass, one backward pass and one
 step of the optimiser train them all. Fits that begin with the same random numbers and differ in
 numbers alone (learning rate, parameters of the loss) form a lane, which draws once and computes its
-losses at once; a fit with strategies, or a rule that looks at batches, is a lane of its own.
+losses at once; a fit with a strategy that is not ``stackable``, or with a callback that looks at
+batches, is a lane of its own.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustclf._device import resumed
 from robustclf._lanes import MEMBER_RATES, Fit, Lane, dropout_of
+from robustclf._random import resumed
 from robustclf.modules import Dropout, Network
 from robustclf.optimizers import LINEAR, StackedOptimizer
 from robustclf.strategies import Batch

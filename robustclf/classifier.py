@@ -35,11 +35,11 @@ from robustclf._build import (
     plan_rows,
     training_set,
 )
-from robustclf._device import random_states, seeded
 from robustclf._distributed import common_random_state
 from robustclf._export import export_onnx, export_torch
 from robustclf._net import SCHEDULES
 from robustclf._params import NestedParamsMixin
+from robustclf._random import random_states, seeded
 from robustclf._rows import (
     as_labels,
     encode_labels,
