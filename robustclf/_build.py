@@ -60,8 +60,11 @@ class Prepared:
         """Return what predicts, while the training may go on."""
         return {"classes_": self.classes, "encoder_": self.encoder, "net_": self.net}
 
-    def fitted(self) -> dict[str, Any]:
-        """Return what the estimator has learned, and keep no more than that."""
+    def fitted(self, every_member: bool = False) -> dict[str, Any]:
+        """Return what the estimator has learned, and keep no more than that.
+
+        With ``every_member`` those that left a fold out predict as well.
+        """
         net, data, learned = self.net, self.data, self.so_far()
         if self.folds is not None:
             proba = out_of_fold(net, data, torch.from_numpy(self.folds))
@@ -72,6 +75,8 @@ class Prepared:
             if isinstance(callback, DynamicsRecorder):
                 learned["dynamics_"] = callback.dynamics_.without(self.missing)
                 del callback.dynamics_
+        if every_member:
+            net.n_members = net.n_stacked
         net.release()
         return learned
 
@@ -376,9 +381,14 @@ def _inputs(clf: Any, encoder: Any, x: Any, rows: Rows, n_stacked: int) -> Tabul
     return TabularInput(n_stacked, n_dense, n_numeric, cardinalities, embedding)
 
 
-def auto_epochs(n: int, most: int | None = None) -> int:
-    """Return the epochs that ``n`` rows are trained for, which see ``most`` rows at most."""
-    epochs = round(min(max(SAMPLES_SEEN / n, 40), 150))
+def auto_epochs(
+    n: int, most: int | None = None, *, samples: int = SAMPLES_SEEN, least: int = 40
+) -> int:
+    """Return the epochs that ``n`` rows are trained for: about ``samples`` rows, ``most`` at most.
+
+    At least ``least`` and at most 150 epochs, whatever ``samples`` says.
+    """
+    epochs = round(min(max(samples / n, least), 150))
     return epochs if most is None else max(min(epochs, most // n), 1)
 
 

@@ -12,6 +12,12 @@ from tqdm.auto import tqdm
 from robustclf._distributed import is_first
 
 
+def announce(text: str) -> None:
+    """Show a text, above the progress bars there are."""
+    if is_first():
+        tqdm.write(text)
+
+
 class Progress(Callback):
     """A progress bar over epochs, with the loss and the accuracy on held-out or training labels."""
 

@@ -20,6 +20,7 @@ from skorch.callbacks import Callback
 from skorch.history import History
 from torch import Tensor, nn
 
+from robustclf._auto import BUDGETS, Auto
 from robustclf._build import (
     Method,
     Prepared,
@@ -75,7 +76,13 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     ----------
     loss : str or Loss, default="gce"
         One of :func:`list_losses`, or an instance such as ``2 * make_loss("nce") +
-        make_loss("mae")``.
+        make_loss("mae")``. ``"auto"`` fits a portfolio of networks and forests and weighs them by
+        the labels that they did not learn from, see the guide; what they share (``strategy``,
+        ``class_weight``, ...) is kept, and so is ``hidden``, ``lr``, ``dropout``,
+        ``weight_decay``, ``module``, ``numeric_embedding``, ``warm_up`` or ``max_epochs`` where
+        it is not at its default.
+    budget : {"fast", "balanced", "best"}, default="balanced"
+        How many models ``loss="auto"`` tries; no other loss reads it.
     strategy : str, Strategy, list of them or None, default=None
         One of :func:`list_strategies`, an instance, or several that act in their order.
     n_members : int, default=1
@@ -190,6 +197,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     _parts = ("loss", "strategy", "optimizer", "module")
 
     _parameter_constraints = {  # noqa: RUF012 (scikit-learn's convention)
+        "budget": [StrOptions(set(BUDGETS))],
         "n_members": [Interval(Integral, 1, None, closed="left")],
         "cross_fit": [None, Interval(Integral, 2, None, closed="left")],
         "hidden": ["array-like"],
@@ -218,6 +226,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         self,
         *,
         loss: str | Loss = "gce",
+        budget: str = "balanced",
         strategy: str | Strategy | Sequence[str | Strategy] | None = None,
         n_members: int = 1,
         cross_fit: int | None = None,
@@ -247,6 +256,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         **params: Any,
     ) -> None:
         self.loss = loss
+        self.budget = budget
         self.strategy = strategy
         self.n_members = n_members
         self.cross_fit = cross_fit
@@ -351,6 +361,12 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         DivergenceError
             If the training loss becomes infinite or not a number.
         """
+        if self._is_auto():
+            self._validate_params()
+            given = {"X": X, "y": y, "sample_weight": sample_weight, "groups": groups}
+            given |= {"X_val": X_val, "y_val": y_val, "trusted": trusted}
+            self._keep(Auto(self, given).run())
+            return self
         prepared = self._prepare(X, y, sample_weight, X_val, y_val, groups, trusted)
         prepared.train()
         self._keep(prepared.fitted())
@@ -438,8 +454,10 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         self : RobustClassifier
         """
         self._validate_params()
-        if self.cross_fit is not None or self.early_stopping:
-            raise ValueError("cross_fit and early_stopping need all rows at once: call fit.")
+        if self.cross_fit is not None or self.early_stopping or self._is_auto():
+            raise ValueError(
+                "cross_fit, early_stopping and loss='auto' need all rows at once: call fit."
+            )
         X, y = load_rows(X, y)
         first = not hasattr(self, "net_")
         labels, missing = split_labels(y, classes if first else self.classes_)
@@ -462,12 +480,16 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
     def _keep(self, fitted: dict[str, Any]) -> None:
         """Replace what a former fit learned, once all is there."""
-        for name in ("feature_names_in_", "oof_proba_", "label_quality_", "dynamics_"):
+        former = ("feature_names_in_", "oof_proba_", "label_quality_", "dynamics_")
+        for name in (*former, "mixture_", "auto_report_"):
             self.__dict__.pop(name, None)
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(fitted["encoder_"], name):
                 fitted[name] = getattr(fitted["encoder_"], name)
         self.__dict__.update(fitted)
+
+    def _is_auto(self) -> bool:
+        return isinstance(self.loss, str) and self.loss == "auto"
 
     @property
     def history_(self) -> History:
@@ -486,6 +508,14 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         for x in self._encoded(X):
             yield from self.net_.logits(x)
 
+    def _probabilities(self, X: Any) -> Iterator[NDArray[Any]]:
+        """Yield probabilities ``(sample, class)`` of chunks of rows."""
+        for x in self._encoded(X):
+            if hasattr(self, "mixture_"):
+                yield self.mixture_.proba(x).astype(self._dtype, copy=False)
+            else:
+                yield from (self._array(self.net_.mean_proba(z)) for z in self.net_.logits(x))
+
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the probability of each class, the mean over the members.
 
@@ -498,7 +528,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         proba : ndarray of shape (n_samples, n_classes)
             In the order of ``classes_``.
         """
-        return self._gather(self.net_.mean_proba(logits) for logits in self._logits(X))
+        return _joined(self._probabilities(X))
 
     def member_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the probabilities of each member, whose mean :meth:`predict_proba` is.
@@ -525,8 +555,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         -------
         labels : ndarray of shape (n_samples,)
         """
-        parts = (self._array(self.net_.mean_proba(logits)) for logits in self._logits(X))
-        best = np.concatenate([proba.argmax(axis=1) for proba in parts])
+        best = np.concatenate([proba.argmax(axis=1) for proba in self._probabilities(X)])
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
@@ -542,7 +571,11 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         scores : ndarray of shape (n_samples, n_classes)
             With two classes, the difference of their logits, of shape (n_samples,).
         """
-        scores = self._gather(logits.mean(0) for logits in self._logits(X))
+        if hasattr(self, "mixture_"):
+            proba = self.predict_proba(X)
+            scores = np.log(np.maximum(proba, np.finfo(proba.dtype).tiny))
+        else:
+            scores = self._gather(logits.mean(0) for logits in self._logits(X))
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 
     @available_if(_reads_vacuity)
@@ -576,13 +609,15 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         features = (f for x in self._encoded(X) for f in self.net_.embed(x))
         return self._gather(f.movedim(0, 1).flatten(1) for f in features)
 
+    @property
+    def _dtype(self) -> type:
+        return np.float64 if self.precision == "float64" else np.float32
+
     def _array(self, chunk: Tensor) -> NDArray[Any]:
-        dtype = np.float64 if self.precision == "float64" else np.float32
-        return chunk.cpu().numpy().astype(dtype, copy=False)
+        return chunk.cpu().numpy().astype(self._dtype, copy=False)
 
     def _gather(self, chunks: Iterable[Tensor]) -> NDArray[Any]:
-        arrays = [self._array(chunk) for chunk in chunks]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return _joined(self._array(chunk) for chunk in chunks)
 
     # Elsewhere ----------------------------------------------------------------------------------
 
@@ -695,3 +730,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "net_") and hasattr(self, "classes_")
+
+
+def _joined(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    parts = list(arrays)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

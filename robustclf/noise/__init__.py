@@ -9,6 +9,7 @@ from robustclf.noise.examples import ExampleScores, example_scores
 from robustclf.noise.inject import NOISE_KINDS, inject_noise
 from robustclf.noise.issues import LabelIssues, find_label_issues
 from robustclf.noise.matrices import convert_rate, pair_transition, uniform_transition
+from robustclf.noise.posterior import clean_proba
 from robustclf.noise.rate import NoiseRate, is_noisy, noise_rate
 from robustclf.noise.scoring import (
     make_noise_corrected_scorer,
@@ -25,6 +26,7 @@ __all__ = [
     "NoiseRate",
     "TrainingDynamics",
     "TransitionEstimate",
+    "clean_proba",
     "convert_rate",
     "estimate_transition",
     "example_scores",

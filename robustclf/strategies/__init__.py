@@ -14,7 +14,12 @@ from robustclf.strategies.neighbours import NeighbourDenoise
 from robustclf.strategies.peers import CoTeaching, CoTeachingPlus, JoCoR
 from robustclf.strategies.perturbation import FeatureNoise
 from robustclf.strategies.pruning import InfoBatch
-from robustclf.strategies.regularizers import L1, EarlyLearningRegularization, MeanEntropy
+from robustclf.strategies.regularizers import (
+    L1,
+    EarlyLearningRegularization,
+    GroupLasso,
+    MeanEntropy,
+)
 from robustclf.strategies.relabelling import SELC, Bootstrap, LabelSmoothing, Refurbish
 from robustclf.strategies.representation import CenterLoss, NeuralCollapse
 from robustclf.strategies.rescaling import MetaRescale
@@ -40,6 +45,7 @@ __all__ = [
     "FeatureSwap",
     "GroupBalance",
     "GroupDRO",
+    "GroupLasso",
     "GroupLossResample",
     "HolisticRobust",
     "InfoBatch",

@@ -1,0 +1,384 @@
+"""loss="auto": models of different strength, weighed by the labels they did not learn from.
+
+1. Networks that differ in what keeps them from memorising (dropout, few inputs, no hidden layer,
+   length of the training), and forests with large leaves, are fitted to the labels as they are.
+   None is right for every table; together they cost what one search would.
+2. Cross-fitting gives every row the probabilities of members that did not train on it. The share
+   of given labels they predict ranks the models: it falls with the noise, but alike for all.
+3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
+   cannot tell apart share the prediction.
+4. The transition matrix T counts given labels by predicted class, smoothed towards one rate.
+5. Each forest enters once more with T undone, :func:`robustclf.noise.clean_proba`, and steps 3
+   and 4 repeat with the better predictions.
+6. The best network is trained once more through T (forward correction), and step 3 is final.
+
+No label is changed and no row left out, so that steps 2 and 3 stay honest: the target of a row
+never depends on another row's label. Without noise T is near the identity and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.utils import check_random_state
+
+from robustclf._build import auto_epochs, fit_encoder, make_strategies
+from robustclf._mixture import Floats, Forest, Mixture, Network
+from robustclf._net import DivergenceError
+from robustclf._progress import announce
+from robustclf._registry import check_known
+from robustclf.losses import ForwardCorrected
+from robustclf.noise import NoiseRate, noise_rate
+from robustclf.sources import as_source
+from robustclf.strategies import GroupLasso
+
+FOLDS = 5
+SMOOTHING = 5.0  # rows that each row of the transition matrix has beside those counted
+ROUNDS = 2  # of estimating T and undoing it
+NEGLIGIBLE = 0.01  # weight of a model that is not kept
+MOST_NUMBERS = 100  # columns, beyond which an embedding of each is too dear
+ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "lr": 0.005}
+
+# parameters of the classifier; `samples` stands for max_epochs
+NETWORKS: dict[str, dict[str, Any]] = {
+    "long": {"samples": 120_000},
+    "dropout": {"samples": 60_000, "dropout": 0.5},
+    "sparse": {"samples": 60_000, "lr": 0.002, "strategy": GroupLasso()},
+    "periodic": {"samples": 60_000, "numeric_embedding": "periodic"},
+    "linear": {"samples": 90_000, "hidden": (), "dropout": 0.0, "lr": 0.05, "weight_decay": 0.1},
+    "resnet": {"samples": 60_000, "module": "resnet", "dropout": 0.3, "lr": 0.003},
+    "agce": {"samples": 60_000, "loss": "agce", "warm_up": 0.1},
+}
+FORESTS: dict[str, Any] = {
+    "forest": RandomForestClassifier(200, min_samples_leaf=5, oob_score=True),
+    "extra_trees": ExtraTreesClassifier(
+        200, min_samples_leaf=3, max_features=0.5, bootstrap=True, oob_score=True
+    ),
+}
+BUDGETS: dict[str, tuple[str, ...]] = {
+    "fast": ("dropout", "sparse", "linear"),
+    "balanced": ("long", "dropout", "sparse", "periodic", "linear"),
+    "best": tuple(NETWORKS),
+}
+FORWARD = {"fast": 0, "balanced": 1, "best": 2}  # networks trained once more, through T
+DECIDED = {"loss", "dropout", "lr", "hidden", "warm_up", "weight_decay", "module"}
+DECIDED |= {"numeric_embedding", "max_epochs"}
+
+
+class Candidate(NamedTuple):
+    """A model that was tried.
+
+    Attributes
+    ----------
+    name : str
+        ``"dropout"``, ``"forest"``, ...; ``"... corrected"`` for one with the noise undone.
+    accuracy : float
+        Share of the given labels that it predicts out of fold.
+    weight : float
+        Its part in the prediction.
+    seconds : float
+        Time of its training.
+    params : dict
+        Parameters that make it.
+    """
+
+    name: str
+    accuracy: float
+    weight: float
+    seconds: float
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class AutoReport:
+    """What ``loss="auto"`` estimated, tried and chose; ``print`` shows it.
+
+    Attributes
+    ----------
+    noise_rate : NoiseRate
+        Estimated share of wrong labels, as of :func:`robustclf.noise.noise_rate`.
+    transition : ndarray of shape (n_classes, n_classes)
+        Estimated probability of each given label (column) for each true class (row). It takes the
+        errors of the models for noise.
+    candidates : list of Candidate
+        All models, the one of greatest weight first.
+    accuracy : float
+        Share of the given labels that the weighted mean predicts out of fold.
+    """
+
+    noise_rate: NoiseRate
+    transition: Floats
+    candidates: list[Candidate]
+    accuracy: float
+
+    def __str__(self) -> str:
+        rate = self.noise_rate
+        lines = [
+            f"Estimated share of wrong labels: {rate.rate:.3f} ({rate.low:.3f} to {rate.high:.3f})",
+            f"Predicts {self.accuracy:.3f} of the given labels out of fold, weighing",
+            f"  {'model':24} {'predicts':>8} {'weight':>7} {'seconds':>8}",
+        ]
+        for one in self.candidates:
+            scores = f"{one.accuracy:8.3f} {one.weight:7.3f} {one.seconds:8.1f}"
+            lines.append(f"  {one.name:24} {scores}")
+        return "\n".join(lines)
+
+
+@dataclass(eq=False)
+class Tried:
+    """A model that was fitted, and what it says of labels that it did not see."""
+
+    name: str
+    model: Any
+    oof: Floats
+    seconds: float
+    params: dict[str, Any]
+    learned: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Labels:
+    """The rows that models are judged on."""
+
+    codes: NDArray[np.int64]
+    weight: Floats
+    rows: NDArray[np.intp]
+    n_classes: int
+
+    def right(self, oof: Floats) -> Floats:
+        """Return which given labels are predicted, 0 or 1."""
+        right: Floats = oof[self.rows].argmax(axis=1) == self.codes[self.rows]
+        return right.astype(np.float64)
+
+    def mean(self, values: Floats) -> float:
+        """Return the weighted mean over the rows."""
+        return float(np.average(values, weights=self.weight[self.rows]))
+
+    def accuracy(self, oof: Floats) -> float:
+        """Return the share of the given labels that is predicted."""
+        return self.mean(self.right(oof))
+
+    def mixed(self, models: Sequence[Tried]) -> Floats:
+        """Return the weighted mean of what models say out of fold."""
+        return _mixed(self.weights(models), models)
+
+    def weights(self, models: Iterable[Tried]) -> Floats:
+        """Return the weights of models: less, the surer it is that they predict fewer labels."""
+        right = [self.right(model.oof) for model in models]
+        means = [self.mean(r) for r in right]
+        best = int(np.argmax(means))
+        w = self.weight[self.rows]
+        effective = w.sum() ** 2 / (w**2).sum()
+        raw = np.ones(len(right))
+        for k, one in enumerate(right):
+            gap = means[best] - means[k]
+            spread = self.mean((right[best] - one - gap) ** 2) ** 0.5
+            if gap > 0:
+                raw[k] = np.exp(-gap / (spread / effective**0.5))
+        weights: Floats = raw / raw.sum()
+        return weights
+
+    def transition(self, oof: Floats) -> Floats:
+        """Count given labels by predicted class, smoothed towards one rate for all."""
+        k = self.n_classes
+        pairs = oof[self.rows].argmax(axis=1) * k + self.codes[self.rows]
+        weight = self.weight[self.rows]
+        counted: Floats = np.bincount(pairs, weight / weight.mean(), k * k)
+        counts = counted.reshape(k, k)
+        stay = counts.trace() / counts.sum()
+        alike = np.full((k, k), (1 - stay) / (k - 1))
+        np.fill_diagonal(alike, stay)
+        counts = counts + SMOOTHING * alike
+        transition: Floats = counts / counts.sum(axis=1, keepdims=True)
+        return transition
+
+
+class Auto:
+    """The fit of a classifier with ``loss="auto"``.
+
+    Parameters
+    ----------
+    clf : RobustClassifier
+    data : dict
+        Arguments of ``fit``.
+    """
+
+    def __init__(self, clf: Any, data: dict[str, Any]) -> None:
+        check_known("budget", [clf.budget], BUDGETS)
+        for key in clf._part_params("loss"):
+            raise ValueError(
+                f"loss='auto' chooses the losses itself and has no parameter {key!r}: leave "
+                f"loss__{key} out, or set a loss such as 'gce'."
+            )
+        source = as_source(data["X"])
+        if source is not None and not source.fits:
+            raise ValueError(
+                "loss='auto' needs all rows in memory: use a loss such as 'gce', or a sample."
+            )
+        if source is not None:
+            labels = source.labels() if data["y"] is None else data["y"]
+            data = data | {"X": source.load(), "y": labels}
+        self.clf = clf
+        self.data = data
+        self.seed = int(check_random_state(clf.random_state).randint(2**31 - 1))
+        self.own = {k for k in DECIDED if _differs(clf, k)}
+        self.encoder: Any = None
+        self.x: Any = None
+        self.labels: Labels | None = None
+        self.first: dict[str, Any] = {}
+        self.interrupted = False
+
+    def run(self) -> dict[str, Any]:
+        """Return what the classifier has learned."""
+        tried = list(self._networks())
+        tried += [self._forest(name) for name in FORESTS]
+        labels = self.labels
+        assert labels is not None
+        corrected: list[Tried] = []
+        for _ in range(ROUNDS):
+            transition = labels.transition(labels.mixed([*tried, *corrected]))
+            corrected = [self._corrected(t, transition) for t in tried if _is_forest(t)]
+        tried += corrected
+        transition = labels.transition(labels.mixed(tried))
+        ranked = sorted((t for t in tried if t.learned), key=lambda t: -labels.accuracy(t.oof))
+        for best in ranked[: FORWARD[self.clf.budget]]:
+            loss = ForwardCorrected("ce", transition=transition)
+            tried += self._network(f"{best.name} corrected", best.params | {"loss": loss})
+        return self._learned(tried, transition)
+
+    def _networks(self) -> Iterator[Tried]:
+        for name in BUDGETS[self.clf.budget]:
+            settings = dict(NETWORKS[name])
+            if "numeric_embedding" in settings and self._n_numbers() > MOST_NUMBERS:
+                continue
+            yield from self._network(name, settings)
+
+    def _n_numbers(self) -> int:
+        return 0 if self.x is None else int(self.x.shape[1])
+
+    def _network(self, name: str, settings: dict[str, Any]) -> Iterator[Tried]:
+        """Train a network; yield it unless it diverged."""
+        if self.interrupted:
+            return
+        started = time.perf_counter()
+        params = self._params(settings)
+        candidate = clone(self.clf).set_params(**params)
+        prepared = candidate._prepare(**self.data, encoded=self._encoded)
+        try:
+            prepared.train()
+        except DivergenceError as error:
+            warnings.warn(f"{name!r} of loss='auto' is left out: {error}", stacklevel=2)
+            return
+        learned = prepared.fitted(every_member=True)
+        self.interrupted = learned["net_"].interrupted_
+        if self.labels is None:
+            rows = np.flatnonzero(prepared.folds >= 0)
+            codes, weight = prepared.data.y, prepared.data.weight[0]
+            self.labels = Labels(
+                codes.numpy(force=True), weight.numpy(force=True), rows, len(prepared.classes)
+            )
+            self.first = {"classes_": prepared.classes, "encoder_": prepared.encoder}
+            self.missing = prepared.missing
+        oof = learned["oof_proba_"]
+        seconds = time.perf_counter() - started
+        yield Tried(name, Network(learned["net_"]), oof, seconds, settings, learned)
+
+    def _params(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters of a candidate: what the user chose is kept."""
+        clf, chosen = self.clf, ALIKE | {"loss": "gce"} | settings
+        samples, strategy = chosen.pop("samples"), chosen.pop("strategy", None)
+        chosen["max_epochs"] = auto_epochs(self._n_rows(), samples=samples, least=20)
+        params = {k: v for k, v in chosen.items() if k not in self.own or k == "loss"}
+        if strategy is not None:
+            params["strategy"] = [*make_strategies(clf), strategy]
+        verbose = max(0, int(clf.verbose) - 1)
+        folds = clf.cross_fit or FOLDS
+        return params | {"cross_fit": folds, "random_state": self.seed, "verbose": verbose}
+
+    def _n_rows(self) -> int:
+        return len(self.data["y"])
+
+    def _encoded(self, encoder: Any, X: Any, weight: Any) -> tuple[Any, Any]:
+        """Encode the rows once for all candidates."""
+        if self.encoder is None:
+            self.encoder, self.x = fit_encoder(encoder, X, weight)
+        return self.encoder, self.x
+
+    def _forest(self, name: str) -> Tried:
+        started = time.perf_counter()
+        labels = self.labels
+        assert labels is not None
+        forest = clone(FORESTS[name]).set_params(random_state=self.seed)
+        rows, codes = labels.rows, labels.codes
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")
+            forest.fit(self.x[rows], codes[rows], sample_weight=labels.weight[rows])
+        model = Forest(forest, labels.n_classes)
+        oof = model.out_of_bag(len(codes), rows, self.x)
+        params = {k: v for k, v in forest.get_params().items() if k != "random_state"}
+        return Tried(name, model, oof, time.perf_counter() - started, params)
+
+    @staticmethod
+    def _corrected(tried: Tried, transition: Floats) -> Tried:
+        model = Forest(tried.model.forest, tried.model.n_classes, transition)
+        oof = model.corrected(tried.oof)
+        return Tried(f"{tried.name} corrected", model, oof, 0.0, tried.params)
+
+    def _learned(self, tried: list[Tried], transition: Floats) -> dict[str, Any]:
+        labels = self.labels
+        assert labels is not None
+        weights = labels.weights(tried)
+        weights = np.where(weights < NEGLIGIBLE, 0.0, weights)
+        weights /= weights.sum()
+        oof = _mixed(weights, tried)
+        order = np.argsort(-weights, kind="stable")
+        candidates = [
+            Candidate(t.name, labels.accuracy(t.oof), float(w), t.seconds, t.params)
+            for t, w in ((tried[k], weights[k]) for k in order)
+        ]
+        rows = labels.rows
+        rate = noise_rate(labels.codes[rows], oof[rows], classes=np.arange(labels.n_classes))
+        report = AutoReport(rate, transition, candidates, labels.accuracy(oof))
+        if self.clf.verbose:
+            announce(str(report))
+        kept = [k for k in order if weights[k] > 0]
+        best = next(tried[k] for k in order if tried[k].learned)
+        quality = oof[np.arange(len(oof)), labels.codes]
+        learned = {k: v for k, v in best.learned.items() if k in ("net_", "dynamics_")}
+        return (
+            self.first
+            | learned
+            | {
+                "mixture_": Mixture(
+                    [float(weights[k]) for k in kept], [tried[k].model for k in kept]
+                ),
+                "auto_report_": report,
+                "oof_proba_": oof,
+                "label_quality_": np.where(self.missing, np.nan, quality),
+            }
+        )
+
+
+def _mixed(weights: Floats, tried: Sequence[Tried]) -> Floats:
+    mixed: Floats = np.sum([w * t.oof for w, t in zip(weights, tried, strict=True)], axis=0)
+    return mixed
+
+
+def _is_forest(tried: Tried) -> bool:
+    return isinstance(tried.model, Forest)
+
+
+def _differs(clf: Any, name: str) -> bool:
+    """Tell whether a parameter is not at its default."""
+    default = signature(type(clf)).parameters[name].default
+    value = getattr(clf, name)
+    return value is not default and not (type(value) is type(default) and value == default)
