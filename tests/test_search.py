@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from robustclf import RobustClassifier
 from robustclf._net import DivergenceError
+from robustclf._stack import Stack
 from robustclf.model_selection import RobustSearchCV
 from robustclf.noise import noise_corrected_accuracy, uniform_transition
 from robustclf.strategies import Strategy
@@ -437,6 +439,21 @@ def test_halving_drops_the_losers(max_members, strategy):
         np.testing.assert_allclose(results[name][last], whole[name][last], atol=1e-12)
     assert search.best_score_ == results["mean_test_score"][last].max()
     assert not last[:4].any()
+
+
+def test_the_fit_times_of_halving_add_up_to_the_time_of_all_stacks(monkeypatch):
+    clock, train = [0.0], Stack.train
+
+    def train_for_six_seconds(stack, until=None):
+        clock[0] += 6
+        train(stack, until)
+
+    monkeypatch.setattr("robustclf._search.time", SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(Stack, "train", train_for_six_seconds)
+    results = halving({"lr": RATES}, max_members=9, refit=False).cv_results_
+    dropped = results["iter"] == 0
+    np.testing.assert_allclose(results["mean_fit_time"][dropped], 6 / 9)
+    assert 3 * results["mean_fit_time"].sum() == pytest.approx(clock[0])
 
 
 def test_halving_finds_its_best_among_the_finalists():
