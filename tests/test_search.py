@@ -415,6 +415,24 @@ def test_the_transition_can_be_estimated():
     assert again.best_score_ == pytest.approx(search.best_score_)
 
 
+def test_a_fit_without_a_transition_forgets_that_of_a_former_fit():
+    search = RobustSearchCV(small(), {"lr": [0.02]}, cv=CV, transition=np.eye(3)).fit(X, Y)
+    assert hasattr(search, "transition_")
+    search.set_params(transition=None).fit(X, Y)
+    assert not hasattr(search, "transition_")
+
+
+@pytest.mark.parametrize(("verbose", "printed"), [(1, 0), (2, 3), (3, 3), (10, 6)])
+def test_verbose_is_of_the_fits_that_stand_alone(capsys, verbose, printed):
+    grid = {"strategy": ["vat", None]}
+    search = RobustSearchCV(small(), grid, cv=CV, refit=False, verbose=verbose).fit(X, Y)
+    assert len(search.groups_) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == printed
+    assert all("strategy=vat" in line for line in lines)
+    assert ("score=" in "".join(lines)) == (verbose > 2)
+
+
 # Halving ------------------------------------------------------------------------------------------
 
 RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 0.005, 0.01, 0.02, 0.05]
