@@ -1077,6 +1077,15 @@ def test_search_space_holds_what_check_allows(alias):
             make_loss(alias, **needed, **params).check(n_classes)
 
 
+@each_alias
+def test_every_name_of_a_search_space_can_be_set(alias):
+    space = make_loss(alias).search_space
+    for params in ParameterSampler(space, 3, random_state=0) if space else []:
+        for what in (alias, make_loss(alias)):
+            set_to = make_loss(what, **params).get_params()
+            assert {name: set_to[name] for name in params} == params
+
+
 def test_search_space_of_instances():
     assert search_space(Focal(2.0)).keys() == {"loss__gamma"}
     assert search_space(Normalized(Focal()), prefix="").keys() == {"loss__gamma"}
