@@ -6,10 +6,9 @@ with nothing else on the machine. See README.md beside this file.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNetClassifier
-from speed import Job, Ratio, environment
+from speed import Job, Ratio, environment, report
 from torch import nn
 
 RESULTS = Path(__file__).parent / "results" / "search.jsonl"
@@ -106,17 +105,9 @@ def measure(job: Job, goals: tuple[float, float], args: argparse.Namespace) -> l
         (own, "stack with halving, one process", None),
     ]
     return [
-        Ratio(f"{slow} / {fast} ({job.name})", list(took[slow] / took[fast]), goal)
+        Ratio(f"{slow} / {fast} ({job.name})", list(took[slow] / took[fast]), goal, floor=True)
         for slow, fast, goal in pairs
     ]
-
-
-def row(ratio: Ratio) -> str:
-    """Return a line of the table; a goal is a least value here."""
-    middle, values = float(np.median(ratio.values)), ratio.values
-    holds = "yes" if ratio.goal and middle >= ratio.goal else "NO"
-    goal = f"{ratio.goal:g} | {holds}" if ratio.goal else "- | -"
-    return f"| {ratio.what} | {middle:.2f} | {min(values):.2f} .. {max(values):.2f} | {goal} |"
 
 
 def main() -> None:
@@ -134,13 +125,7 @@ def main() -> None:
         job = replace(job, epochs=args.epochs or job.epochs)
         ratios += measure(job, (goals[0], goals[1]), args)
     where = environment(torch.get_num_threads()) | {"device": args.device}
-    print(", ".join(f"{name} {value}" for name, value in where.items()), end="\n\n")
-    print("| how many times faster | median | min .. max | goal | holds |\n|---|---|---|---|---|")
-    print("\n".join(map(row, ratios)))
-    if args.json:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(where | {"ratios": [asdict(r) for r in ratios]}) + "\n")
+    report(ratios, where, RESULTS if args.json else None, what="how many times faster")
 
 
 if __name__ == "__main__":

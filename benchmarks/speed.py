@@ -70,16 +70,25 @@ class Job:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One line of the table; it holds if the median is at most the goal."""
+    """One line of the table; it holds if the median is at most the goal, or at least a floor."""
 
     what: str
     values: list[float]
     goal: float | None = None
+    floor: bool = False
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the median is on the right side of the goal; None without one."""
+        if not self.goal:
+            return None
+        middle = median(self.values)
+        return middle >= self.goal if self.floor else middle <= self.goal
 
     def row(self) -> str:
         """Return the line as Markdown."""
         goal = f"{self.goal:.2f}" if self.goal else "-"
-        holds = ("yes" if median(self.values) <= self.goal else "NO") if self.goal else "-"
+        holds = {True: "yes", False: "NO", None: "-"}[self.holds]
         spread = f"{median(self.values):.2f} | {min(self.values):.2f} .. {max(self.values):.2f}"
         return f"| {self.what} | {spread} | {goal} | {holds} |"
 
@@ -281,6 +290,19 @@ def environment(threads: int) -> dict[str, Any]:
     }
 
 
+def report(
+    ratios: list[Ratio], where: dict[str, Any], results: Path | None, what: str = "what"
+) -> None:
+    """Print where the ratios are from and their table, and append both to a file of results."""
+    print(", ".join(f"{name} {value}" for name, value in where.items()), end="\n\n")
+    print(f"| {what} | median | min .. max | goal | holds |\n|---|---|---|---|---|")
+    print("\n".join(ratio.row() for ratio in ratios))
+    if results:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with results.open("a") as file:
+            file.write(json.dumps(where | {"ratios": [asdict(r) for r in ratios]}) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -294,14 +316,7 @@ def main() -> None:
             memory_of_fit(args.memory_of_fit)
             return
         ratios = measure(args.quick, args.threads)
-    where = environment(args.threads)
-    print(", ".join(f"{name} {value}" for name, value in where.items()), end="\n\n")
-    print("| what | median | min .. max | goal | holds |\n|---|---|---|---|---|")
-    print("\n".join(ratio.row() for ratio in ratios))
-    if args.json:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(where | {"ratios": [asdict(r) for r in ratios]}) + "\n")
+    report(ratios, environment(args.threads), RESULTS if args.json else None)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from robustclf._device import check_precision, find_device
 from robustclf._dynamics import DynamicsRecorder
-from robustclf._net import CHUNK, SCHEDULES, Criterion, RobustNet, TrainingSet, out_of_fold
+from robustclf._net import CHUNK, SCHEDULES, Criterion, RobustNet, out_of_fold
 from robustclf._progress import Progress
 from robustclf._random import resumed
 from robustclf._rows import Rows, encode_labels, row_weights
 from robustclf._stream import HELD_ROWS, StreamedRows, StreamedSet, sample_rows
+from robustclf._training_set import TrainingSet
 from robustclf.losses import Loss, make_loss
 from robustclf.modules import TabularInput, make_embedding, make_network, needs_held_out
 from robustclf.optimizers import check_optimizer, fused, get_optimizer

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from robustclf._build import Numbers
 from robustclf._files import written
 from robustclf._version import __version__
-from robustclf.preprocessing import _FAR, _MAX, TabularEncoder
+from robustclf.preprocessing import TabularEncoder
+from robustclf.preprocessing._columns import FAR, MAX
 
 OPSET, ML_OPSET = 20, 2
 OUTPUTS = ("label", "probabilities")
@@ -298,9 +299,9 @@ def _numbers(graph: Graph, encoder: TabularEncoder, x: str) -> list[str]:
     """Add ``z / sqrt(1 + (z / 3)^2)``, 0 where missing, and the indicators of missing numbers."""
     missing = graph.add("IsNaN", x)
     z = graph.add("Sub", x, graph.constant(encoder.center_))
-    z = graph.add("Clip", z, graph.constant(-_MAX), graph.constant(_MAX))
+    z = graph.add("Clip", z, graph.constant(-MAX), graph.constant(MAX))
     z = graph.add("Div", z, graph.constant(encoder.scale_))
-    z = graph.add("Clip", z, graph.constant(-_FAR), graph.constant(_FAR))
+    z = graph.add("Clip", z, graph.constant(-FAR), graph.constant(FAR))
     root = graph.add("Sqrt", graph.add("Add", graph.add("Mul", z, z), graph.constant(9.0)))
     clipped = graph.add("Div", graph.add("Mul", z, graph.constant(3.0)), root)
     parts = [graph.add("Where", missing, graph.constant(0.0), clipped)]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from robustclf._build import Prepared
-from robustclf._net import Criterion, TrainingSet, batch_cuts
+from robustclf._net import Criterion
 from robustclf._random import drawing_from, generators_at
+from robustclf._training_set import TrainingSet, batch_cuts
 from robustclf.losses import Loss
 from robustclf.modules import MLP, Dropout, Network, ResNet, drop_mask
 from robustclf.optimizers import LINEAR, knows_members

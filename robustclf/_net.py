@@ -6,9 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
-from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +18,12 @@ from skorch.dataset import Dataset
 from skorch.history import History
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from robustclf._device import device_exists
 from robustclf._distributed import average_gradients, data_parallel
 from robustclf._packing import from_arrays, pack, to_arrays, unpack
+from robustclf._training_set import TrainingSet, as_tensor
 from robustclf.losses import CrossEntropy, Loss
 from robustclf.modules import NestedDropout, Network
 from robustclf.optimizers import get_optimizer, optimizer_alias
@@ -71,67 +70,6 @@ class Criterion(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each sample, ``(member, sample)``."""
         return self.loss(logits, target)
-
-
-@dataclass
-class TrainingSet:
-    """All rows as one tensor on the device; `rows` says which of them train."""
-
-    x: Tensor | sparse.csr_array  # (sample, feature)
-    y: Tensor  # (sample,)
-    weight: Tensor  # (member or 1, sample), mean one over `rows`
-    rows: Tensor  # (trained,)
-    x_valid: Tensor | sparse.csr_array | None = None
-    y_valid: Tensor | None = None
-    weight_valid: Tensor | None = None
-    unlabelled: Tensor | None = None  # (1, sample), weights of the rows without label, mean one
-    groups: Tensor | None = None  # (sample,), from 0
-    trusted: Tensor | None = None  # (sample,), whether the label is known to be right
-
-    long_epochs: ClassVar[bool] = False
-    """Whether the warm-up may end, and the progress bar moves, within an epoch."""
-
-    def to(self, net: RobustNet) -> Self:
-        """Move everything to the device and into the precision of ``net``."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, np.ndarray):
-                value = _tensor(value)
-            if isinstance(value, Tensor):
-                dtype = net.dtype if value.is_floating_point() else value.dtype
-                setattr(self, field.name, value.to(net.device, dtype))
-        return self
-
-    def datasets(self) -> dict[str, Any]:
-        """Return the rows as skorch hands them to callbacks."""
-        return {
-            "dataset_train": Subset(Dataset(self.x, self.y), self.rows),  # type: ignore[arg-type]
-            "dataset_valid": None if self.x_valid is None else Dataset(self.x_valid, self.y_valid),
-        }
-
-    def batch(self, index: Tensor) -> Batch:
-        """Gather the rows of one step."""
-        weight = self.weight.index_select(1, index)
-        if isinstance(self.x, Tensor):
-            x = self.x.index_select(0, index)
-        else:  # sparse rows become dense only here
-            x = torch.from_numpy(self.x[index.cpu().numpy()].toarray()).to(weight)
-        return Batch(x, self.y.index_select(0, index), weight, index)
-
-    def batches(self, rows: Tensor, batch_size: int) -> Iterator[tuple[float, float, Batch]]:
-        """Shuffle the rows of an epoch; yield where a batch starts, its share of them, and it."""
-        n = len(rows)
-        order = rows[torch.randperm(n).to(rows.device)]
-        return (
-            (start / n, (stop - start) / n, self.batch(order[start:stop]))
-            for start, stop in pairwise(batch_cuts(n, batch_size))
-        )
-
-
-def batch_cuts(n: int, batch_size: int) -> list[int]:
-    """Cut an epoch of ``n`` rows into batches of equal size, none tiny at the end."""
-    n_batches = max(1, round(n / batch_size))
-    return [n * k // n_batches for k in range(n_batches + 1)]
 
 
 def _one_cycle(t: float, warm_up: float = 0.1) -> float:
@@ -461,7 +399,7 @@ class RobustNet(NeuralNetClassifier):
     def to_device(self, x: Any) -> Tensor:
         """Make a dense tensor of encoded rows on the device of the network."""
         if not isinstance(x, Tensor):
-            x = _tensor(x if isinstance(x, np.ndarray) else x.toarray())
+            x = as_tensor(x if isinstance(x, np.ndarray) else x.toarray())
         moved: Tensor = x.to(self.device, self.dtype)
         return moved
 
@@ -532,11 +470,6 @@ def _chunks_of(x: Any) -> Iterator[Any]:
     if hasattr(x, "chunks"):  # rows that are read when they are asked for
         return iter(x.chunks())
     return (x[start : start + CHUNK] for start in range(0, x.shape[0], CHUNK))
-
-
-def _tensor(x: NDArray[Any]) -> Tensor:
-    """Share the memory of ``x``, or copy it where torch cannot: read-only or backwards."""
-    return torch.from_numpy(np.require(x, requirements=["C", "W"]))
 
 
 def out_of_fold(net: RobustNet, data: TrainingSet, folds: Tensor) -> NDArray[Any]:

@@ -105,13 +105,16 @@ class Registry(Generic[T]):
             If `what` is neither a string nor an instance.
         """
         plain = {name: value for name, value in params.items() if "__" not in name}
+        parts = dict.fromkeys(name.partition("__")[0] for name in params if "__" in name)
         if isinstance(what, str):
             factory = self.get(what)
             if params:  # inspection is slow, and a wrapper may hold an alias in the training loop
-                allowed = signature(factory).parameters
-                named = [name.partition("__")[0] for name in params]
-                check_known(f"parameter of {self.kind} {what!r}", named, allowed)
+                kind, allowed = f"parameter of {self.kind} {what!r}", signature(factory).parameters
+                check_known(kind, plain, allowed)
             made: Any = factory(**plain)
+            if parts:  # of which a function may have made some itself
+                held = [name for name, value in vars(made).items() if isinstance(value, self.base)]
+                check_known(kind, parts, dict.fromkeys([*allowed, *held]))
         elif isinstance(what, self.base):
             made = clone(what)
             named = [name for name in params if name not in made.get_params()]
@@ -122,7 +125,7 @@ class Registry(Generic[T]):
             raise TypeError(
                 f"{self.kind} must be an alias or an instance of {self.base.__name__}, got {what!r}"
             )
-        for part in {name.partition("__")[0] for name in params.keys() - plain.keys()}:
+        for part in parts:
             prefix = f"{part}__"
             inner = {k[len(prefix) :]: v for k, v in params.items() if k.startswith(prefix)}
             setattr(made, part, self.make(getattr(made, part), **inner))

@@ -44,6 +44,7 @@ class Trial:
     estimator: Any
     fit: Fit | None = None
     reason: str = ""  # why it stands alone
+    seconds: float = 0.0  # of training, shared out among the fits of its stack
     result: Result | None = None
 
     @property
@@ -113,7 +114,8 @@ class Search:
                 continue
             seconds = (time.time() - started) / len(stacked)
             for trial in stacked:
-                trial.result = self._scored(trial, seconds)
+                trial.seconds = seconds
+                trial.result = self._scored(trial)
             groups.append(_described(stacked))
         reasons = Counter(trial.reason for trial in trials if trial.reason)
         groups += [f"{n} alone: {reason}" for reason, n in reasons.items()]
@@ -135,16 +137,16 @@ class Search:
         described = [_described(group) for group in groups]
         stacks = [Stack([trial.fit for trial in group if trial.fit]) for group in groups]
         alive = sorted({trial.pair[0] for group in groups for trial in group})
-        seconds = 0.0
         n_rungs = max(1, math.ceil(math.log(max(len(alive), 1), FACTOR)))
         for rung in reversed(range(n_rungs)):
             for stack, group in zip(stacks, groups, strict=True):
                 started = time.time()
                 stack.train(max(1, round(stack.net.max_epochs / FACTOR**rung)))
                 stack.hand_over() if rung else stack.finish()
-                seconds += (time.time() - started) / len(group)
+                seconds = (time.time() - started) / len(group)
                 for trial in group:
-                    result = self._scored(trial, seconds, final=rung == 0)
+                    trial.seconds += seconds
+                    result = self._scored(trial, final=rung == 0)
                     trial.result = result | {"n_epochs": stack.epoch, "iter": n_rungs - 1 - rung}
             if rung:
                 alive = self._best(trials, alive)
@@ -266,7 +268,7 @@ class Search:
 
     # Scoring --------------------------------------------------------------------------------------
 
-    def _scored(self, trial: Trial, seconds: float, final: bool = True) -> Result:
+    def _scored(self, trial: Trial, final: bool = True) -> Result:
         """Return the result of a fit that was trained in a stack."""
         fit = trial.fit
         assert fit is not None
@@ -275,11 +277,12 @@ class Search:
                 raise fit.error
             trial.classifier._keep(fit.prepared.fitted() if final else fit.prepared.so_far())
         except Exception:
-            return self._failed(trial.pair) | {"fit_time": seconds}
+            return self._failed(trial.pair) | {"fit_time": trial.seconds}
         train, test = self.splits[trial.pair[1]]
         started = time.time()
         result = {"test_scores": self._score_on(trial.estimator, test), "n_test_samples": len(test)}
-        result |= {"fit_time": seconds, "score_time": time.time() - started, "fit_error": None}
+        result |= {"fit_time": trial.seconds, "score_time": time.time() - started}
+        result["fit_error"] = None
         if self.train_too:
             result["train_scores"] = self._score_on(trial.estimator, train)
         return result

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from robustclf._net import TrainingSet, batch_cuts
+from robustclf._training_set import TrainingSet, batch_cuts
 from robustclf.sources import Source
 from robustclf.strategies import Batch
 

@@ -75,7 +75,8 @@ class RobustSearchCV(BaseSearchCV):
         Score of a fit that fails.
     return_train_score : bool, default=False
     verbose : int, default=0
-        As in GridSearchCV, which the fits that stand alone are handed to.
+        For fits that stand alone: 2 prints how long each took, 3 its scores, too, and 10 also when
+        it starts. Those of a stack print nothing; ``groups_`` says which they are.
 
     Attributes
     ----------
@@ -261,6 +262,8 @@ class RobustSearchCV(BaseSearchCV):
         return base
 
     def _find_transition(self, base: Any, X: Any, y: Any, params: dict[str, Any]) -> None:
+        for name in ("transition_", "_classes"):  # of a former fit
+            self.__dict__.pop(name, None)
         if self.transition is None:
             return
         if self.scoring is not None:

@@ -6,7 +6,8 @@ import torch
 from sklearn.datasets import load_digits, load_iris
 
 from robustclf import list_strategies, make_strategy
-from robustclf._net import Criterion, RobustNet, TrainingSet
+from robustclf._net import Criterion, RobustNet
+from robustclf._training_set import TrainingSet
 from robustclf.losses import make_loss
 from robustclf.modules import TabularInput, make_network
 from robustclf.optimizers import get_optimizer

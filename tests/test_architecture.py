@@ -36,7 +36,7 @@ LAYERS = [
     },
     {"strategies", "stopping", "_dynamics"},
     {"optimizers", "modules", "recipes"},
-    {"_packing"},
+    {"_packing", "_training_set"},
     {"_net"},
     {"_stream"},
     {"_build"},

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 accuracy = importlib.import_module("accuracy")
 data = importlib.import_module("data")
 losses = importlib.import_module("losses")
+speed = importlib.import_module("speed")
 
 
 @pytest.mark.parametrize("noise", ["symmetric", "pair", "instance"])
@@ -148,3 +149,31 @@ def test_summary_by_model_puts_the_best_first(tmp_path):
         "| mae | 0.750 | 0.800 | 0.700 |",
         "| ce | 0.700 | 0.900 | 0.500 |",
     ]
+
+
+def test_ratios_are_reported_with_a_goal_that_is_a_limit_or_a_floor(tmp_path, capsys):
+    path = tmp_path / "results" / "speed.jsonl"
+    ratios = [
+        speed.Ratio("slow", [3.0, 2.0, 1.0], 1.5),
+        speed.Ratio("fast", [3.0, 2.0, 1.0], 1.5, floor=True),
+        speed.Ratio("known", [4.0]),
+    ]
+    speed.report(ratios, {"threads": 2}, path, what="how many times")
+    speed.report(ratios[:1], {"threads": 1}, None)
+    assert capsys.readouterr().out.splitlines() == [
+        "threads 2",
+        "",
+        "| how many times | median | min .. max | goal | holds |",
+        "|---|---|---|---|---|",
+        "| slow | 2.00 | 1.00 .. 3.00 | 1.50 | NO |",
+        "| fast | 2.00 | 1.00 .. 3.00 | 1.50 | yes |",
+        "| known | 4.00 | 4.00 .. 4.00 | - | - |",
+        "threads 1",
+        "",
+        "| what | median | min .. max | goal | holds |",
+        "|---|---|---|---|---|",
+        "| slow | 2.00 | 1.00 .. 3.00 | 1.50 | NO |",
+    ]
+    (line,) = map(json.loads, path.read_text().splitlines())
+    assert line["threads"] == 2
+    assert line["ratios"][2]["values"] == [4.0]

@@ -82,17 +82,27 @@ def unseen(frame):
 @pytest.fixture(scope="module", autouse=True)
 def _registry_made_once():
     """Make torch's table of ONNX functions, half of the time of an export, for all tests."""
-    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
-    pytest.importorskip("onnxscript")
-    registry = registration.ONNXRegistry
+    try:  # private: without it the tests take longer
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        once = functools.cache(ONNXRegistry.from_torchlib)
+    except (ImportError, AttributeError):
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
-        once = functools.cache(registry.from_torchlib)
-        patch.setattr(registry, "from_torchlib", staticmethod(once))
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(once))
         yield
 
 
+@pytest.fixture(scope="module")
+def _onnx():
+    """Skip a test that exports where what it takes is not installed."""
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name)
+
+
 @pytest.fixture
-def session(tmp_path):
+def session(tmp_path, _onnx):
     """Return a function that exports a classifier and opens the model."""
     onnxruntime = pytest.importorskip("onnxruntime")
     path = tmp_path / "model.onnx"
@@ -189,7 +199,7 @@ def in_turn(x):
 
 
 def test_deployment_page_runs_as_printed(tmp_path, monkeypatch):
-    for name in ("onnxruntime", "skops"):
+    for name in ("onnxruntime", "onnxscript", "skops"):
         pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     page = Path(__file__).parents[1] / "docs" / "deployment.rst"
@@ -332,6 +342,7 @@ class Picky(nn.Module):
         return self.linear(x) if x.sum() > 0 else -self.linear(x)
 
 
+@pytest.mark.usefixtures("_onnx")
 def test_a_module_that_torch_cannot_export(tmp_path, numbers, labels):
     clf = small(module=Picky).fit(numbers, labels)
     path = tmp_path / "model"
@@ -343,6 +354,7 @@ def test_a_module_that_torch_cannot_export(tmp_path, numbers, labels):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("model", "before")]
 
 
+@pytest.mark.usefixtures("_onnx")
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
@@ -363,18 +375,21 @@ def test_columns_that_onnx_cannot_take(tmp_path, name, values, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("_onnx")
 def test_a_transformer_of_ones_own(tmp_path, numbers, labels):
     clf = small(preprocess=StandardScaler()).fit(numbers, labels)
     with pytest.raises(ValueError, match=r"StandardScaler\(\) has no ONNX form: .* export_torch"):
         clf.export_onnx(tmp_path / "model.onnx")
 
 
+@pytest.mark.usefixtures("_onnx")
 def test_not_fitted(tmp_path):
     for export in (small().export_onnx, small().export_torch):
         with pytest.raises(NotFittedError):
             export(tmp_path / "model")
 
 
+@pytest.mark.usefixtures("_onnx")
 @pytest.mark.parametrize("name", ["onnx", "onnxscript"])
 def test_what_to_install(tmp_path, monkeypatch, numbers, labels, name):
     monkeypatch.setitem(sys.modules, name, None)

@@ -9,14 +9,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.preprocessing import StandardScaler
+from small_classifier import small
 
-from robustclf import RobustClassifier
 from robustclf._device import find_device
-
-
-def small(**params):
-    defaults = {"hidden": (16,), "max_epochs": 8, "lr": 0.02, "dropout": 0.0, "random_state": 0}
-    return RobustClassifier(**defaults | params)
 
 
 def proba(X, y, X_new=None, **params):

@@ -19,11 +19,15 @@ def animals():
     def bird(legs=2):
         return Animal(legs)
 
+    @registry.register("swan")
+    def swan(legs=2):
+        return Animal(legs, mate=Animal(legs))
+
     return registry
 
 
 def test_makes_classes_and_recipes_by_alias(animals):
-    assert animals.names() == ["bird", "cat"]
+    assert animals.names() == ["bird", "cat", "swan"]
     assert animals.get("cat") is Animal
     assert animals.make("cat").legs == 4
     assert animals.make("bird").legs == 2
@@ -39,7 +43,7 @@ def test_copies_an_instance(animals):
 
 @pytest.mark.parametrize("method", ["get", "make"])
 def test_unknown_alias(animals, method):
-    message = "^unknown animal 'brid', allowed are 'bird', 'cat'; did you mean 'bird'\\?$"
+    message = "^unknown animal 'brid', allowed are 'bird', 'cat', 'swan'; did you mean 'bird'\\?$"
     with pytest.raises(ValueError, match=message):
         getattr(animals, method)("brid")
 
@@ -53,6 +57,16 @@ def test_unknown_parameter(animals, what):
 def test_recipe_refuses_parameters_it_does_not_take(animals):
     with pytest.raises(ValueError, match=r"of animal 'bird' 'mate', allowed are 'legs'$"):
         animals.make("bird", mate=None)
+
+
+def test_reaches_what_a_recipe_composed(animals):
+    swan = animals.make("swan", legs=3, mate__legs=1)
+    assert (swan.legs, swan.mate.legs) == (3, 1)
+    for alias, allowed in (("swan", "'legs', 'mate'"), ("bird", "'legs'")):
+        with pytest.raises(ValueError, match=rf"'{alias}' 'nest', allowed are {allowed}$"):
+            animals.make(alias, nest__size=1)
+    with pytest.raises(ValueError, match=r"'bird' 'mate', allowed are 'legs'$"):
+        animals.make("bird", mate__legs=1)
 
 
 @pytest.mark.parametrize("what", [None, 3, Animal])

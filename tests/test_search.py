@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from robustclf import RobustClassifier
 from robustclf._net import DivergenceError
+from robustclf._stack import Stack
 from robustclf.model_selection import RobustSearchCV
 from robustclf.noise import noise_corrected_accuracy, uniform_transition
 from robustclf.strategies import Strategy
@@ -413,6 +415,24 @@ def test_the_transition_can_be_estimated():
     assert again.best_score_ == pytest.approx(search.best_score_)
 
 
+def test_a_fit_without_a_transition_forgets_that_of_a_former_fit():
+    search = RobustSearchCV(small(), {"lr": [0.02]}, cv=CV, transition=np.eye(3)).fit(X, Y)
+    assert hasattr(search, "transition_")
+    search.set_params(transition=None).fit(X, Y)
+    assert not hasattr(search, "transition_")
+
+
+@pytest.mark.parametrize(("verbose", "printed"), [(1, 0), (2, 3), (3, 3), (10, 6)])
+def test_verbose_is_of_the_fits_that_stand_alone(capsys, verbose, printed):
+    grid = {"strategy": ["vat", None]}
+    search = RobustSearchCV(small(), grid, cv=CV, refit=False, verbose=verbose).fit(X, Y)
+    assert len(search.groups_) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == printed
+    assert all("strategy=vat" in line for line in lines)
+    assert ("score=" in "".join(lines)) == (verbose > 2)
+
+
 # Halving ------------------------------------------------------------------------------------------
 
 RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 0.005, 0.01, 0.02, 0.05]
@@ -437,6 +457,21 @@ def test_halving_drops_the_losers(max_members, strategy):
         np.testing.assert_allclose(results[name][last], whole[name][last], atol=1e-12)
     assert search.best_score_ == results["mean_test_score"][last].max()
     assert not last[:4].any()
+
+
+def test_the_fit_times_of_halving_add_up_to_the_time_of_all_stacks(monkeypatch):
+    clock, train = [0.0], Stack.train
+
+    def train_for_six_seconds(stack, until=None):
+        clock[0] += 6
+        train(stack, until)
+
+    monkeypatch.setattr("robustclf._search.time", SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(Stack, "train", train_for_six_seconds)
+    results = halving({"lr": RATES}, max_members=9, refit=False).cv_results_
+    dropped = results["iter"] == 0
+    np.testing.assert_allclose(results["mean_fit_time"][dropped], 6 / 9)
+    assert 3 * results["mean_fit_time"].sum() == pytest.approx(clock[0])
 
 
 def test_halving_finds_its_best_among_the_finalists():

@@ -23,14 +23,10 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from small_classifier import small
 
 from robustclf import RobustClassifier, make_loss, make_strategy
 from robustclf.strategies import Mixup
-
-
-def small(**params):
-    defaults = {"hidden": (16,), "max_epochs": 8, "lr": 0.02, "dropout": 0.0, "random_state": 0}
-    return RobustClassifier(**defaults | params)
 
 
 @parametrize_with_checks(

@@ -13,7 +13,8 @@ from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
 from robustclf import RobustClassifier, make_loss, make_strategy
-from robustclf._net import Criterion, TrainingSet
+from robustclf._net import Criterion
+from robustclf._training_set import TrainingSet
 from robustclf.modules import TabularInput, make_network
 from robustclf.strategies import (
     SELC,

@@ -278,7 +278,7 @@ def test_rows_to_watch_come_from_a_source(table):
 @pytest.mark.filterwarnings("ignore:strategy 'transition':UserWarning")  # of two epochs
 @pytest.mark.parametrize("alias", list_strategies())
 def test_a_strategy_streams_or_says_that_it_cannot(table, told, taken, alias, monkeypatch):
-    monkeypatch.setattr("robustclf.sources.CHUNK_ROWS", 64)
+    monkeypatch.setattr("robustclf.sources._base.CHUNK_ROWS", 64)
     monkeypatch.setattr("robustclf._stream.SAMPLE_ROWS", 64)
     X, y = table
     rows = Recording(X)
@@ -317,7 +317,7 @@ def test_trusted_rows_are_read_by_their_numbers(table):
 
 @pytest.mark.parametrize("params", [{}, {"early_stopping": True, "cross_fit": 2}])
 def test_few_rows_are_in_memory_at_once(params, taken, monkeypatch):
-    monkeypatch.setattr("robustclf.sources.CHUNK_ROWS", 64)
+    monkeypatch.setattr("robustclf.sources._base.CHUNK_ROWS", 64)
     monkeypatch.setattr("robustclf._stream.SAMPLE_ROWS", 100)
     monkeypatch.setattr("robustclf._build.HELD_ROWS", 100)
     rng = np.random.default_rng(0)
@@ -394,7 +394,7 @@ FEATURES = ["size", "kind", "flag"]
 
 
 def test_a_folder_of_parquet_files_is_one_table(folder, colours, monkeypatch):
-    monkeypatch.setattr("robustclf.sources.PIECE_ROWS", 80)
+    monkeypatch.setattr("robustclf.sources._base.PIECE_ROWS", 80)
     source = ParquetSource(folder, label="label")
     assert source.columns == ["id", *FEATURES]
     assert source.shape == (N, 4)
@@ -600,7 +600,7 @@ class TensorItems(Items):
 @pytest.mark.parametrize("preprocess", ["auto", None])
 def test_prediction_of_a_memmap_goes_by_chunks(table, memmap, preprocess, monkeypatch):
     X, y = np.nan_to_num(table[0]), table[1]
-    monkeypatch.setattr("robustclf.sources.CHUNK_ROWS", 64)
+    monkeypatch.setattr("robustclf.sources._base.CHUNK_ROWS", 64)
     clf = quick(preprocess=preprocess, loss="evidential", n_members=2).fit(X, y)
     rows = ArraySource(Recording(X))
     for method in ("predict_proba", "decision_function", "member_proba", "vacuity", "embed"):

@@ -94,7 +94,7 @@ def make_loss(loss: str | Loss, /, **params: Any) -> Loss:
     loss : str or Loss
         An alias or an instance, which is not changed.
     **params
-        Hyper-parameters by name; `a__b` reaches parameter b of the loss that instance holds as a.
+        Hyper-parameters by name; `a__b` reaches parameter b of the loss that the loss holds as a.
 
     Raises
     ------

@@ -52,7 +52,8 @@ class Loss(BaseEstimator):
     n_members : int
         Consecutive stacked networks that one value involves.
     search_space : dict
-        Distributions of the hyper-parameters that are worth tuning, for `RandomizedSearchCV`.
+        Distributions of the hyper-parameters that are worth tuning, for `RandomizedSearchCV`. All
+        can be set on the instance, and on the alias that made it.
 
     Examples
     --------

@@ -207,7 +207,7 @@ def squared_hellinger() -> CompSum:
     >>> make_loss("hellinger").per_label(torch.tensor([[2.0, 0.0]]))
     tensor([[0.1230, 1.3095]])
     """
-    return CompSum(tau=1.5)
+    return CompSum(tau=1.5)._replaced(search_space={})
 
 
 @LOSSES.register("pearson")
@@ -230,4 +230,4 @@ def pearson_chi_square() -> CompSum:
     >>> make_loss("pearson").per_label(torch.tensor([[2.0, 0.0]]))
     tensor([[0.1353, 7.3891]])
     """
-    return CompSum(tau=0.0)
+    return CompSum(tau=0.0)._replaced(search_space={})

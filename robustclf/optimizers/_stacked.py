@@ -82,15 +82,19 @@ class StackedOptimizer:
         with torch.enable_grad():
             value = objective()
         lr = self.lr * rate
-        decay = self.weight_decay * lr if self.decays_alone else self.weight_decay
+        shrink, slope = 1 - self.weight_decay * lr, self.weight_decay
+        if self.options.get("maximize"):  # the gradient will change its sign, and that of the decay
+            slope = -slope
         for moved in self.moved:
             p = moved.parameter
             moved.step.zero_()
             moved.step.grad = p.grad
-            if moved.decays and self.decays_alone:
-                p.mul_(moved.of_members(1 - decay))
-            elif moved.decays and p.grad is not None:
-                moved.step.grad = torch.addcmul(p.grad, p, moved.of_members(decay))
+            if p.grad is None or not moved.decays:
+                continue
+            if self.decays_alone:
+                p.mul_(moved.of_members(shrink))
+            else:
+                moved.step.grad = torch.addcmul(p.grad, p, moved.of_members(slope))
         self.inner.step()
         for moved in self.moved:
             moved.parameter.addcmul_(moved.step, moved.of_members(lr))

@@ -1,9 +1,7 @@
-"""Turn a table of numbers, categories and missing values into one float array for a network."""
+"""The encoder: rows validated, columns told apart, one array written."""
 
-from collections.abc import Hashable, Iterator
 from difflib import get_close_matches
-from math import inf, isfinite, isinf
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import narwhals as nw
 import numpy as np
@@ -18,12 +16,21 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-__all__ = ["TabularEncoder"]
-
-_QUANTILES = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
-_CHUNK = 2**14  # elements: the temporaries of one chunk stay in the processor's cache
-_FAR = 1e18  # its square is finite, and its smooth clip is 3 to the last digit
-_MAX, _TINY = float(np.finfo(np.float64).max), 5e-324
+from robustclf.preprocessing._columns import (
+    CHUNK,
+    Table,
+    as_numbers,
+    checked,
+    codes_of,
+    column_copies,
+    is_category,
+    numbered,
+    refuse_infinite,
+    smooth_clip,
+    sparse_scale,
+    spread_of,
+    table_of,
+)
 
 
 class TabularEncoder(TransformerMixin, BaseEstimator):
@@ -218,7 +225,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state | {"_tables": {}} if "_tables" in state else state)
         if "_tables" in state:
-            self._tables.update((j, _numbered(values)) for j, values in state["_tables"])
+            self._tables.update((j, numbered(values)) for j, values in state["_tables"])
 
     def _validate(self, X: Any, reset: bool) -> Any:
         """Return X as a CSR matrix, a 2-D array of numbers or a list of columns, uncopied."""
@@ -263,9 +270,9 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
             if not weight.any():  # scikit-learn 1.8 lets it pass
                 raise ValueError("Sample weights must contain at least one non-zero number.")
         self._categorical = mask = self._categorical_mask(data)
-        self._tables: dict[int, _Table] = {}
+        self._tables: dict[int, Table] = {}
         if self._sparse:
-            self.scale_ = _sparse_scale(data, weight)
+            self.scale_ = sparse_scale(data, weight)
             self.center_, self._indicated = np.zeros_like(self.scale_), np.zeros_like(mask)
         else:
             data = self._columns(data)
@@ -284,10 +291,10 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
         names, mask = _check_feature_names_in(self, None), self._categorical
         rows = slice(None) if weight is None else np.flatnonzero(weight)
         for j in np.flatnonzero(mask).tolist():
-            self._tables[j] = _table(data[j][rows], names[j])
-        copies = _column_copies(data, np.flatnonzero(~mask).tolist())
+            self._tables[j] = table_of(data[j][rows], names[j])
+        copies = column_copies(data, np.flatnonzero(~mask).tolist())
         spread = [
-            _spread(copy, weight, name) for copy, name in zip(copies, names[~mask], strict=True)
+            spread_of(copy, weight, name) for copy, name in zip(copies, names[~mask], strict=True)
         ]
         self.center_, self.scale_, indicated = np.reshape(spread, (-1, 3)).T.copy()
         self._indicated = indicated > 0
@@ -300,7 +307,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
             data = list(data.T)
         columns = zip(data, _check_feature_names_in(self, None), self._categorical, strict=True)
         return [
-            _checked(column, name) if category else _as_numbers(column, name)
+            checked(column, name) if category else as_numbers(column, name)
             for column, name, category in columns
         ]
 
@@ -314,7 +321,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
                     f"list of column names, positions or booleans, such as [{chosen!r}]."
                 )
             if isinstance(data, list):
-                mask[:] = [_is_category(column) for column in data]
+                mask[:] = [is_category(column) for column in data]
             return mask
         chosen = [] if chosen is None else list(chosen)
         if any(isinstance(c, bool | np.bool_) for c in chosen):
@@ -358,25 +365,25 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
             self._encode_numbers(data[j][:, None], i, out)
         start = len(self.center_) + int(self._indicated.sum())
         for j in self._one_hot:
-            codes = _codes(data[j], self._tables[j], names[j])
+            codes = codes_of(data[j], self._tables[j], names[j])
             known = np.flatnonzero(codes)
             out[known, start + codes[known] - 1] = 1
             start += len(self._tables[j])
         for i, j in enumerate(self._coded, start):
-            out[:, i] = _codes(data[j], self._tables[j], names[j])
+            out[:, i] = codes_of(data[j], self._tables[j], names[j])
         return out
 
     def _encode_numbers(self, X: NDArray[Any], first: int, out: NDArray[Any]) -> None:
         """Write the numbers of X, which are from position `first` on, and their indicators."""
         which = slice(first, first + X.shape[1])
-        center, scale, step = self.center_[which], self.scale_[which], max(1, _CHUNK // X.shape[1])
+        center, scale, step = self.center_[which], self.scale_[which], max(1, CHUNK // X.shape[1])
         for start in range(0, len(X), step):
             block, target = X[start : start + step], out[start : start + step]
-            if _smooth_clip(block, center, scale, target[:, which]):
+            if smooth_clip(block, center, scale, target[:, which]):
                 continue
             for column in np.flatnonzero(np.isinf(block).any(axis=0)):
                 names = _check_feature_names_in(self, None)[~self._categorical]
-                _refuse_infinite(X[:, column], names[first + column])
+                refuse_infinite(X[:, column], names[first + column])
             missing, indicated = np.isnan(block), self._indicated[which]
             target[:, which][missing] = 0
             at = len(self.center_) + int(self._indicated[:first].sum())
@@ -384,186 +391,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
 
     def _encode_sparse(self, X: Any) -> Any:
         data = np.empty(X.nnz, self.dtype)
-        for start in range(0, X.nnz, _CHUNK):
-            part = slice(start, start + _CHUNK)
-            _smooth_clip(X.data[part], np.float64(0), self.scale_[X.indices[part]], data[part])
+        for start in range(0, X.nnz, CHUNK):
+            part = slice(start, start + CHUNK)
+            smooth_clip(X.data[part], np.float64(0), self.scale_[X.indices[part]], data[part])
         return type(X)((data, X.indices.copy(), X.indptr.copy()), shape=X.shape)
-
-
-def _smooth_clip(x: NDArray[Any], center: Any, scale: Any, out: NDArray[Any]) -> bool:
-    """Write z / sqrt(1 + (z / 3)^2) for z = (x - center) / scale; tell if all is plainly finite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        z = x - center  # float64, as the center is
-        z /= scale
-        root = z * z
-        root += 9
-        # one sum of positive numbers sees NaN, infinity and every square that overflows
-        finite = isfinite(np.add.reduce(root, axis=None))
-        if not finite:
-            z = np.clip(x - center, -_MAX, _MAX) / scale
-            np.clip(z, -_FAR, _FAR, out=z)
-            root = z * z + 9
-        np.sqrt(root, out=root)
-        z *= 3
-        np.divide(z, root, out=out)
-    return finite
-
-
-def _spread(
-    column: NDArray[Any], weight: NDArray[np.float64] | None, name: str
-) -> tuple[float, float, bool]:
-    """Return median, divisor and presence of missing values of a column, which gets sorted."""
-    n = int(len(column) - np.count_nonzero(np.isnan(column)))  # NaN sorts last
-    if weight is None:
-        column.sort()
-        missing = n < len(column)
-        at = np.maximum(np.ceil(_QUANTILES * n).astype(np.intp) - 1, 0)
-    else:
-        order = np.argsort(column)
-        missing = bool(weight[order[n:]].any())
-        mass = weight[order[:n]]
-        np.cumsum(mass, out=mass)
-        # a positive target, so that the minimum too is of a row of positive weight
-        at = np.searchsorted(mass, np.maximum(_QUANTILES * mass[-1:].sum(), _TINY))
-    if at[-1] == n:  # nothing is known
-        return 0.0, inf, missing
-    chosen = column[at if weight is None else order[at]]
-    low, lower, median, upper, high = chosen.astype(np.float64).tolist()
-    if isinf(low) or isinf(high):
-        _refuse_infinite(column, name)
-    # an infinite divisor: a column from which nothing is learned stays 0 in prediction
-    return median, min(upper - lower or high / 2 - low / 2, _MAX) or inf, missing
-
-
-def _sparse_scale(X: Any, weight: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """Return the weighted median of the absolute non-zeros of each column."""
-    row = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
-    mass = np.ones(X.nnz) if weight is None else weight[row]
-    size = np.abs(X.data, dtype=np.float64)
-    used = np.flatnonzero((size > 0) & (mass > 0))
-    order = used[np.lexsort((size[used], X.indices[used]))]
-    total = np.concatenate([[0.0], np.cumsum(mass[order])])
-    count = np.bincount(X.indices[used], minlength=X.shape[1])
-    end = np.cumsum(count)
-    start, seen = end - count, count > 0
-    at = np.searchsorted(total[1:], (total[start] + total[end]) / 2)
-    scale = np.full(X.shape[1], inf)
-    scale[seen] = size[order[np.clip(at, start, end - 1)[seen]]]
-    return scale
-
-
-def _column_copies(data: Any, positions: list[int]) -> Iterator[NDArray[Any]]:
-    """Yield a contiguous copy of each column in turn, in memory that is used again."""
-    if isinstance(data, list):
-        yield from (np.array(data[j]) for j in positions)
-        return
-    step = max(1, data.shape[1] // 20)
-    memory = np.empty((step, len(data)), data.dtype)
-    for start in range(0, data.shape[1], step):
-        block = data[:, start : start + step].T
-        memory[: len(block)] = block
-        yield from memory[: len(block)]
-
-
-def _is_category(column: Any) -> bool:
-    """Tell whether the dtype, or for objects the values, make a column a category."""
-    if isinstance(column, nw.Series):
-        if column.dtype != nw.Object:
-            return column.dtype in (nw.String, nw.Categorical, nw.Enum)
-        column = column.to_numpy()
-    try:
-        _to_float(column)
-    except (TypeError, ValueError) as error:
-        return isinstance(error, ValueError)
-    return False
-
-
-def _checked(column: Any, name: str) -> Any:
-    """Return a column that is not of dates or nested values."""
-    dtype = column.dtype
-    if isinstance(column, nw.Series):
-        refused = dtype.is_temporal() or dtype.is_nested()
-    else:
-        refused = dtype.kind in "mM"
-    if refused:
-        raise ValueError(
-            f"Column {name!r} is of dtype {dtype}: turn it into numbers or strings first, for "
-            "example a date into the days since a fixed date."
-        )
-    return column
-
-
-def _as_numbers(column: Any, name: str) -> NDArray[Any]:
-    """Return a column of numbers as an array, which is a view where that is possible."""
-    values = _checked(column, name)
-    if isinstance(values, nw.Series):
-        values = values.to_numpy()
-    if values.dtype.kind in "biuf":
-        return np.asarray(values)
-    try:
-        return _to_float(values)
-    except (TypeError, ValueError) as error:
-        raise type(error)(
-            f"Column {name!r} must be numeric, as it was in training or as it is not among "
-            f"categorical_features: {error}."
-        ) from error
-
-
-def _to_float(values: NDArray[Any]) -> NDArray[np.float64]:
-    try:
-        return values.astype(np.float64)
-    except TypeError:  # numpy knows None, but not the missing value of pandas
-        return np.array([np.nan if _is_missing(v) else v for v in values], dtype=np.float64)
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or type(value).__name__ == "NAType" or bool(value != value)
-
-
-class _Table(dict[Hashable, int]):
-    """Codes of the known values; each kind of missing value has the code of None."""
-
-    def __missing__(self, value: Hashable) -> int:
-        return self.get(None, 0) if _is_missing(value) else 0
-
-
-def _values(column: Any) -> list[Any]:
-    values: list[Any] = column.to_list() if isinstance(column, nw.Series) else column.tolist()
-    return values
-
-
-def _table(column: Any, name: str) -> _Table:
-    """Give the sorted values of a category the codes 1 to n; a missing value comes last."""
-    values = _values(column)
-    try:
-        found: set[Any] = {None if _is_missing(value) else value for value in set(values)}
-        known = [*sorted(found - {None}), *found & {None}]
-    except TypeError as error:
-        _refuse_mixture(values, name, error)
-    return _numbered(known)
-
-
-def _numbered(values: list[Any]) -> _Table:
-    return _Table(zip(values, range(1, len(values) + 1), strict=True))
-
-
-def _codes(column: Any, table: _Table, name: str) -> NDArray[np.int32]:
-    values = _values(column)
-    try:
-        return np.fromiter(map(table.__getitem__, values), np.int32, len(values))
-    except TypeError as error:
-        _refuse_mixture(values, name, error)
-
-
-def _refuse_mixture(values: list[Any], name: str, error: TypeError) -> NoReturn:
-    raise TypeError(
-        f"Column {name!r} is a category, whose argument must be all strings or all numbers, "
-        f"got {sorted({type(value).__name__ for value in values})}."
-    ) from error
-
-
-def _refuse_infinite(column: NDArray[Any], name: str) -> NoReturn:
-    raise ValueError(
-        f"Input X contains infinity or a value too large for {column.dtype!r}: column {name!r}, "
-        f"{np.isinf(column).sum()} row(s)."
-    )

@@ -1,0 +1,20 @@
+"""The classifier that most tests are content with, and a network for it."""
+
+import torch
+from torch import nn
+
+from robustclf import RobustClassifier
+
+
+def small(**params):
+    defaults = {"hidden": (16,), "max_epochs": 8, "lr": 0.02, "dropout": 0.0, "random_state": 0}
+    return RobustClassifier(**defaults | params)
+
+
+class Two(nn.Module):
+    def __init__(self, n_inputs, n_classes, width=7):
+        super().__init__()
+        self.first, self.last = nn.Linear(n_inputs, width), nn.Linear(width, n_classes)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)))
