@@ -192,8 +192,7 @@ class Labels:
         k = self.n_classes
         pairs = oof[self.rows].argmax(axis=1) * k + self.codes[self.rows]
         weight = self.weight[self.rows]
-        counted: Floats = np.bincount(pairs, weight / weight.mean(), k * k)
-        counts = counted.reshape(k, k)
+        counts = np.bincount(pairs, weight / weight.mean(), k * k).astype(np.float64).reshape(k, k)
         stay = counts.trace() / counts.sum()
         alike = np.full((k, k), (1 - stay) / (k - 1))
         np.fill_diagonal(alike, stay)
@@ -296,16 +295,14 @@ class Auto:
         """Return the parameters of a candidate: what the user chose is kept."""
         clf, chosen = self.clf, ALIKE | {"loss": "gce"} | settings
         samples, strategy = chosen.pop("samples"), chosen.pop("strategy", None)
-        chosen["max_epochs"] = auto_epochs(self._n_rows(), samples=samples, least=20)
+        n = max(np.asarray(self.data["y"]).size, 1)  # what is wrong with y is for the fit to say
+        chosen["max_epochs"] = auto_epochs(n, samples=samples, least=20)
         params = {k: v for k, v in chosen.items() if k not in self.own or k == "loss"}
         if strategy is not None:
             params["strategy"] = [*make_strategies(clf), strategy]
         verbose = max(0, int(clf.verbose) - 1)
         folds = clf.cross_fit or FOLDS
         return params | {"cross_fit": folds, "random_state": self.seed, "verbose": verbose}
-
-    def _n_rows(self) -> int:
-        return len(self.data["y"])
 
     def _encoded(self, encoder: Any, X: Any, weight: Any) -> tuple[Any, Any]:
         """Encode the rows once for all candidates."""

@@ -39,8 +39,8 @@ class Forest:
     def out_of_bag(self, n: int, rows: NDArray[np.intp], x: Any) -> Floats:
         """Return the probabilities of each row by trees that did not train on it."""
         seen = self.forest.oob_decision_function_
-        never = np.isnan(seen).any(axis=1)
-        seen = np.where(never[:, None], np.nanmean(seen, axis=0), seen)
+        never = ~(seen.sum(axis=1) > 0)  # rows that all trees trained on
+        seen = np.where(never[:, None], self.forest.predict_proba(x[rows]).mean(axis=0), seen)
         proba = np.empty((n, self.n_classes))
         others = np.setdiff1d(np.arange(n), rows)
         proba[rows] = self.widened(seen)

@@ -61,6 +61,12 @@ def _reads_vacuity(clf: Any) -> bool:
     return True
 
 
+def _takes_chunks(clf: Any) -> bool:
+    if clf._is_auto():
+        raise AttributeError("partial_fit needs a loss such as 'gce': 'auto' needs all rows.")
+    return True
+
+
 class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     r"""Classifier for tables with wrong labels: a stack of networks with a robust loss.
 
@@ -430,6 +436,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
             states = random_states(method.device)
         return Prepared(method.classes, encoder, net, data.to(net), missing, rows.folds, states)
 
+    @available_if(_takes_chunks)
     def partial_fit(
         self,
         X: Any,
@@ -454,10 +461,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         self : RobustClassifier
         """
         self._validate_params()
-        if self.cross_fit is not None or self.early_stopping or self._is_auto():
-            raise ValueError(
-                "cross_fit, early_stopping and loss='auto' need all rows at once: call fit."
-            )
+        if self.cross_fit is not None or self.early_stopping:
+            raise ValueError("cross_fit and early_stopping need all rows at once: call fit.")
         X, y = load_rows(X, y)
         first = not hasattr(self, "net_")
         labels, missing = split_labels(y, classes if first else self.classes_)
