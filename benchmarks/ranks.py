@@ -5,12 +5,14 @@ Demsar. Statistical Comparisons of Classifiers over Multiple Data Sets. JMLR 7, 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
 ALPHA = 0.05
+LINE = {"color": "black", "linewidth": 0.8, "clip_on": False}
 Floats = NDArray[np.float64]
 
 
@@ -45,33 +47,42 @@ def draw(models: Sequence[str], scores: Floats, path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    means = mean_ranks(scores)
+    means, k = mean_ranks(scores), len(models)
     order = np.argsort(means, kind="stable")
-    ranks, k = means[order], len(models)
     difference = critical_difference(k, len(scores))
-    bars, half = alike(ranks, difference), (k + 1) // 2
-    names_from = 0.6 + 0.3 * len(bars)  # below the axis, where y is 0
-    figure = Figure(figsize=(7, 0.28 * (half + names_from / 0.6 + 3)), layout="constrained")
+    bars = alike(means[order], difference)
+    top = 0.6 + 0.3 * len(bars)  # of the names: y grows downwards, the axis is at 0
+    bottom = top + 0.6 * ((k + 1) // 2)
+    figure = Figure(figsize=(7, 0.45 * (bottom + 2)), layout="constrained")
     ax = figure.subplots()
-    ax.set(xlim=(-1.2, k + 2.2), ylim=(names_from + 0.6 * half, -1.9))
+    ax.set(xlim=(-1.2, k + 2.2), ylim=(bottom, -1.9))
     ax.axis("off")
-    line = {"color": "black", "linewidth": 0.8, "clip_on": False}
-    ax.plot([1, k], [0, 0], **line)
-    for rank in range(1, k + 1):
-        ax.plot([rank, rank], [0, -0.15], **line)
-        ax.text(rank, -0.3, str(rank), ha="center", va="bottom")
-    ax.plot([1, 1 + difference], [-1.4, -1.4], **line | {"linewidth": 2})
-    ax.text(1 + difference + 0.1, -1.4, f"critical difference {difference:.2f}", va="center")
+    _draw_axis(ax, k, difference)
     for i, (first, last) in enumerate(bars):
-        ends = [ranks[first] - 0.06, ranks[last] + 0.06]
-        ax.plot(ends, [0.35 + 0.3 * i] * 2, **line | {"linewidth": 3})
-    for i, rank in enumerate(ranks):  # the better half to the left, from the top
-        left = i < half
-        y = names_from + 0.6 * (i if left else k - 1 - i)
-        end, side = (0.8, "right") if left else (k + 0.2, "left")
-        ax.plot([rank, rank, end], [0, y, y], **line)
-        name = f"{models[order[i]]}  {rank:.2f}" if left else f"{rank:.2f}  {models[order[i]]}"
-        ax.text(end + (-0.1 if left else 0.1), y, name, ha=side, va="center")
+        ends = means[order[[first, last]]] + [-0.06, 0.06]
+        ax.plot(ends, [0.35 + 0.3 * i] * 2, **LINE | {"linewidth": 3})
+    _draw_names(ax, [models[i] for i in order], means[order], top)
     # the same picture for the same numbers
     with mpl.rc_context({"svg.hashsalt": "ranks", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _draw_axis(ax: Any, k: int, difference: float) -> None:
+    ax.plot([1, k], [0, 0], **LINE)
+    for rank in range(1, k + 1):
+        ax.plot([rank, rank], [0, -0.15], **LINE)
+        ax.text(rank, -0.3, str(rank), ha="center", va="bottom")
+    ax.plot([1, 1 + difference], [-1.4, -1.4], **LINE | {"linewidth": 2})
+    ax.text(1.1 + difference, -1.4, f"critical difference {difference:.2f}", va="center")
+
+
+def _draw_names(ax: Any, models: Sequence[str], ranks: Floats, top: float) -> None:
+    """Name the better half on the left and the others on the right, so that no lines cross."""
+    k = len(models)
+    for i, (model, rank) in enumerate(zip(models, ranks, strict=True)):
+        if i < (k + 1) // 2:
+            y, end, side, name = top + 0.6 * i, 0.8, "right", f"{model}  {rank:.2f} "
+        else:
+            y, end, side, name = top + 0.6 * (k - 1 - i), k + 0.2, "left", f" {rank:.2f}  {model}"
+        ax.plot([rank, rank, end], [0, y, y], **LINE)
+        ax.text(end, y, name, ha=side, va="center")

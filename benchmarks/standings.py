@@ -134,7 +134,8 @@ def standing(groups: dict[str, Cells], name: str, models: list[str]) -> list[str
         [label, *_against(table_means(cells, models), name, peers, oracle)]
         for label, cells in groups.items()
     ]
-    return ["", *(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])]
+    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    return ["", lines[0], "|---" * len(head) + "|", *lines[1:]]
 
 
 def _against(tables: Means, name: str, peers: list[str], oracle: str | None) -> list[str]:
