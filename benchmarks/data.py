@@ -12,7 +12,8 @@ from scipy.stats import truncnorm
 from sklearn.datasets import fetch_openml, load_breast_cancer, load_digits
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import GroupShuffleSplit, train_test_split
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 Features = NDArray[np.float64]
@@ -30,9 +31,12 @@ MLBENCH = {  # file in uci_mlbench, OpenML id, number of trailing columns that a
     "shuttle": ("shuttle", 40685, 9),
 }
 TABLES = ["vehicle", "vowel", "digits", "dna", "breast_cancer", "satellite", "letter", "shuttle"]
-HUMAN_NOISE = ("worse", "random1")
+BINARY = ("breast_cancer",)  # of these
 JIRA = ("activemq", "camel", "derby", "groovy", "jruby", "lucene", "wicket")
+REAL = {"cifar10n": ("aggre", "random1", "worse"), "trec": ("real",)}  # the noises they come with
+REAL |= {f"jira-{project}": ("real",) for project in JIRA}
 TEST_FRACTION = 0.3
+SPREAD = 0.1  # standard deviation of drawn flip rates, as in Xia et al. (2020)
 
 
 def data_folder() -> Path:
@@ -45,15 +49,16 @@ def load(name: str, noise: str, rate: float, seed: int, max_train: int = 10_000)
 
     Parameters
     ----------
-    name : {*TABLES, "cifar10n"}
-    noise : {"none", "symmetric", "pair", "instance"}, or for cifar10n {"none", "worse", "random1"}
-    rate : share of training labels that are wrong; human noise brings its own
-    seed : governs the split, the subsample and the noise
-    max_train : a larger training part is subsampled, keeping the shares of the clean classes
+    name : {*TABLES, *REAL}
+    noise : {"none", *NOISES}, or for the tables with real noise {"none", *REAL[name]}
+    rate : share of training labels that are wrong; real noise brings its own
+    seed : governs the split, the subsample and the noise, each the same whatever the noise
+    max_train : a larger training part is subsampled, keeping the shares of the clean classes;
+        at random for the tables with real noise
     """
     rng = np.random.default_rng(seed)
-    if name == "cifar10n":
-        return _load_cifar10n(noise, rng, max_train)
+    if name in REAL:
+        return _load_real(name, noise, seed, rng, max_train)
     X, y = load_table(name)
     X_train, X_test, y_train, y_test = train_test_split(
         X, y, test_size=TEST_FRACTION, stratify=y, random_state=seed
@@ -72,7 +77,7 @@ def load_table(name: str) -> tuple[Features, Labels]:
     elif name in MLBENCH:
         X, y = _load_mlbench(*MLBENCH[name])
     else:
-        raise ValueError(f"No table {name!r}; there are {', '.join(TABLES)} and cifar10n.")
+        raise ValueError(f"No table {name!r}; there are {', '.join([*TABLES, *REAL])}.")
     return X.astype(float), np.unique(y, return_inverse=True)[1]
 
 
@@ -91,6 +96,17 @@ def _load_mlbench(stem: str, openml_id: int, n_features: int) -> tuple[NDArray, 
     return X[:, -n_features:], y
 
 
+def _load_real(name: str, noise: str, seed: int, rng: np.random.Generator, max_train: int) -> Split:
+    """Return a table that comes with the labels people or rules gave."""
+    if noise not in ("none", *REAL[name]):
+        raise ValueError(f"{name} has the noises none, {', '.join(REAL[name])}, not {noise!r}.")
+    if name == "cifar10n":
+        return _load_cifar10n(noise, rng, max_train)
+    if name == "trec":
+        return _load_trec(noise, seed, rng, max_train)
+    return _load_jira(name.removeprefix("jira-"), noise, seed, rng, max_train)
+
+
 def _load_cifar10n(noise: str, rng: np.random.Generator, max_train: int) -> Split:
     path = data_folder() / "cifar10n" / "cifar10n_feat128.npz"
     if not path.exists():
@@ -98,8 +114,6 @@ def _load_cifar10n(noise: str, rng: np.random.Generator, max_train: int) -> Spli
             f"{path} is missing: make it from the CIFAR-10 images and the CIFAR-10N labels "
             "(github.com/UCSC-REAL/cifar-10-100n), 128 features a row, and set ROBUSTCLF_DATA."
         )
-    if noise not in ("none", *HUMAN_NOISE):
-        raise ValueError(f"cifar10n has the noise kinds none, worse and random1, not {noise!r}.")
     with np.load(path) as table:
         y = table["y_clean" if noise == "none" else f"y_{noise}"].astype(np.int64)
         rows = rng.permutation(len(y))[:max_train]
@@ -107,14 +121,56 @@ def _load_cifar10n(noise: str, rng: np.random.Generator, max_train: int) -> Spli
         return X_train, y[rows], X_test, table["y_test"].astype(np.int64)
 
 
+def _load_jira(
+    project: str, noise: str, seed: int, rng: np.random.Generator, max_train: int
+) -> Split:
+    """Return all releases of a project; those of one file are all in one part, or it would leak."""
+    X, noisy, clean, file_id = _read_jira(project, "X", "y_noisy", "y_clean", "file_id")
+    splitter = GroupShuffleSplit(1, test_size=TEST_FRACTION, random_state=seed)
+    train, test = next(splitter.split(X, groups=file_id))
+    train = rng.permutation(train)[:max_train]
+    given = clean if noise == "none" else noisy
+    X, given, clean = X.astype(float), given.astype(np.int64), clean.astype(np.int64)
+    return X[train], given[train], X[test], clean[test]
+
+
+def _read_jira(project: str, *columns: str) -> tuple[NDArray, ...]:
+    with np.load(_needed("jira_defects/jira_defects.npz"), allow_pickle=True) as table:
+        rows = table["project"] == list(table["project_names"]).index(project)
+        return tuple(table[column][rows] for column in columns)
+
+
+def _load_trec(noise: str, seed: int, rng: np.random.Generator, max_train: int) -> Split:
+    """Return the training questions that a rule labels, and all test questions."""
+    texts, weak, gold = _read_trec("train")
+    labelled = rng.permutation(np.flatnonzero(weak != -1))[:max_train]
+    features = _text_features(seed)
+    X_train = features.fit_transform(texts[labelled])
+    given = gold if noise == "none" else weak
+    test_texts, _, y_test = _read_trec("test")
+    return X_train, given[labelled], features.transform(test_texts), y_test
+
+
+def _read_trec(part: str) -> tuple[NDArray[np.str_], Labels, Labels]:
+    """Return the questions, the votes of the rules (-1 for none) and the true types."""
+    with _needed(f"trec_weak/{part}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    weak, gold = (np.array([int(row[key]) for row in rows]) for key in ("weak_mv", "gold"))
+    return np.array([row["text"] for row in rows]), weak, gold
+
+
+def _text_features(seed: int) -> Pipeline:
+    """Return the map from texts to 256 directions of their words' TF-IDF, unfitted."""
+    words = TfidfVectorizer(sublinear_tf=True, min_df=2)
+    return make_pipeline(words, TruncatedSVD(256, random_state=seed))
+
+
 def load_audit(name: str, noise: str, rate: float, seed: int, max_rows: int = 10_000) -> Audit:
     """Return ``X, given, true`` of a table whose labels are to be checked.
 
     Parameters
     ----------
-    name : {*TABLES, "cifar10n", "jira-PROJECT", "trec"}
-    noise : as for `load`; cifar10n has also "aggre", the last two only "real"
-    rate, seed : as for `load`
+    name, noise, rate, seed : as for `load`
     max_rows : a larger table is subsampled
     """
     rng = np.random.default_rng(seed)
@@ -124,32 +180,29 @@ def load_audit(name: str, noise: str, rate: float, seed: int, max_rows: int = 10
             rows = rng.permutation(len(table["y_clean"]))[:max_rows]
             return tuple(table[k][rows] for k in ("X_train", given_name, "y_clean"))
     if name == "trec":
-        return _load_trec(seed)
+        return _audit_trec(seed)
     if name.startswith("jira-"):
-        return _load_jira(name.removeprefix("jira-"), rng, max_rows)
+        return _audit_jira(name.removeprefix("jira-"), rng, max_rows)
     X, y = load_table(name)
     if len(y) > max_rows:
         X, _, y, _ = train_test_split(X, y, train_size=max_rows, stratify=y, random_state=seed)
     return X, add_noise(X, y, noise, rate, rng), y
 
 
-def _load_jira(project: str, rng: np.random.Generator, max_rows: int) -> Audit:
+def _audit_jira(project: str, rng: np.random.Generator, max_rows: int) -> Audit:
     """Return one release of each file of a project: the same file in two folds would leak."""
-    with np.load(_needed("jira_defects/jira_defects.npz"), allow_pickle=True) as table:
-        code = list(table["project_names"]).index(project)
-        rows = rng.permutation(np.flatnonzero(table["project"] == code))
-        rows = rows[np.unique(table["file_id"][rows], return_index=True)[1]]
-        rows = np.sort(rng.permutation(rows)[:max_rows])
-        return tuple(table[k][rows] for k in ("X", "y_noisy", "y_clean"))
+    X, noisy, clean, file_id = _read_jira(project, "X", "y_noisy", "y_clean", "file_id")
+    rows = rng.permutation(len(X))
+    rows = rows[np.unique(file_id[rows], return_index=True)[1]]
+    rows = np.sort(rng.permutation(rows)[:max_rows])
+    return X[rows], noisy[rows], clean[rows]
 
 
-def _load_trec(seed: int) -> Audit:
-    """Return the questions that a rule labels, as 256 directions of their words' TF-IDF."""
-    with _needed("trec_weak/train.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["weak_mv"] != "-1"]
-    words = TfidfVectorizer(sublinear_tf=True, min_df=2).fit_transform(r["text"] for r in rows)
-    X = TruncatedSVD(256, random_state=seed).fit_transform(words)
-    return X, *(np.array([int(r[k]) for r in rows]) for k in ("weak_mv", "gold"))
+def _audit_trec(seed: int) -> Audit:
+    """Return the questions that a rule labels."""
+    texts, weak, gold = _read_trec("train")
+    labelled = weak != -1
+    return _text_features(seed).fit_transform(texts[labelled]), weak[labelled], gold[labelled]
 
 
 def _needed(path: str) -> Path:
@@ -192,10 +245,8 @@ def instance(X: Features, y: Labels, rate: float, rng: np.random.Generator) -> L
     standard normal and X standardised. Xia et al. (2020), Part-dependent label noise, algorithm 2;
     here rows are flipped by systematic sampling, so that the share of wrong labels is `rate`.
     """
-    width = rate / 0.1
-    q = truncnorm.rvs(-width, width, loc=rate, scale=0.1, size=len(y), random_state=rng)
-    steps = np.floor(q.cumsum() * rate / q.mean() + rng.random())
-    flipped = np.diff(steps, prepend=0) > 0
+    q = draw_rates(rate, len(y), rng)
+    flipped = systematic_sample(q.cumsum() * rate / q.mean(), rng)
     n_classes = y.max() + 1
     projections = rng.standard_normal((n_classes, X.shape[1], n_classes))
     X = StandardScaler().fit_transform(X)
@@ -206,8 +257,41 @@ def instance(X: Features, y: Labels, rate: float, rng: np.random.Generator) -> L
     return np.where(flipped, other, y)
 
 
+def class_dependent(X: Features, y: Labels, rate: float, rng: np.random.Generator) -> Labels:
+    """Flip rows of class k at a rate q_k of its own to any other class, drawn uniformly.
+
+    The q_k are normal around `rate` with standard deviation 0.1, truncated to [0, 2 rate], and then
+    scaled down, or what is left of them to 1, so that their mean over the rows is `rate`.
+    """
+    n_classes = y.max() + 1
+    q = draw_rates(rate, n_classes, rng)[y]
+    q = q * rate / q.mean() if q.mean() > rate else 1 - (1 - q) * (1 - rate) / (1 - q.mean())
+    rows = rng.permutation(len(y))
+    rows = rows[np.argsort(y[rows], kind="stable")]  # the share of each class to within one row
+    flipped = rows[systematic_sample(q[rows].cumsum(), rng)]
+    noisy = y.copy()
+    noisy[flipped] = (y[flipped] + rng.integers(1, n_classes, len(flipped))) % n_classes
+    return noisy
+
+
+def draw_rates(rate: float, size: int, rng: np.random.Generator) -> Features:
+    """Draw flip rates, normal around `rate` and truncated to [0, 2 rate]."""
+    width = rate / SPREAD
+    return truncnorm.rvs(-width, width, loc=rate, scale=SPREAD, size=size, random_state=rng)
+
+
+def systematic_sample(cumulated: Features, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Choose each row by its chance, in any run of rows the sum of these to within one."""
+    return np.diff(np.floor(cumulated + rng.random()), prepend=0) > 0
+
+
 Noise = Callable[[Features, Labels, float, np.random.Generator], Labels]
-NOISES: dict[str, Noise] = {"symmetric": symmetric, "pair": pair, "instance": instance}
+NOISES: dict[str, Noise] = {
+    "symmetric": symmetric,
+    "pair": pair,
+    "instance": instance,
+    "class_dependent": class_dependent,
+}
 
 
 def keep_classes(y: Labels, noisy: Labels) -> Labels:

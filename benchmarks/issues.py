@@ -15,8 +15,8 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from accuracy import Cell, Cells, Run, append, parse_noise, read_results
-from data import JIRA, TABLES, Audit, load_audit
+from data import REAL, TABLES, Audit, load_audit
+from runs import Cell, Cells, Run, append, parse_noise, read_results
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -24,8 +24,6 @@ RESULTS = Path(__file__).parent / "results" / "issues.jsonl"
 DOCS = Path(__file__).parents[1] / "docs"
 KINDS, RATES = ("symmetric", "pair", "instance"), (".1", ".2", ".4")
 INJECTED = ("none", *(f"{kind}-{rate}" for rate in RATES for kind in KINDS))
-REAL = {"cifar10n": ("aggre", "random1", "worse"), "trec": ("real",)}
-REAL |= {f"jira-{project}": ("real",) for project in JIRA}
 SYSTEMS = ("robustclf", "cleanlab-forest")
 TRANSITIONS = ("confident_joint", "anchor", "dual_t", "em")
 RANKED = "auroc", "average_precision", "recall"

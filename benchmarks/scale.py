@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from accuracy import append
+from runs import append
 from speed import environment, peak_memory
 
 RESULTS = Path(__file__).parent / "results" / "scale.jsonl"

@@ -20,21 +20,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accuracy import (
+from accuracy import accuracy_on, evaluate, make_robust
+from data import Features, Labels, labelled_rows, load, load_shortcut
+from runs import (
     Cell,
     Cells,
     Run,
-    accuracy_on,
     append,
     describe,
-    evaluate,
     failures,
     is_done,
-    make_robust,
     parse_noise,
     read_results,
 )
-from data import Features, Labels, labelled_rows, load, load_shortcut
 from speed import take_turns
 from threadpoolctl import threadpool_limits
 

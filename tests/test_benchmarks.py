@@ -80,7 +80,8 @@ def test_summary_averages_what_all_models_have(tmp_path):
 def test_runs_are_appended_once_and_failures_recorded(tmp_path, capsys):
     path = tmp_path / "results.jsonl"
     command = "--models mlp,broken --name broken --set loss=typo --datasets digits --noises none"
-    args = accuracy.parse_args([*command.split(), "--max-train", "200", "--results", str(path)])
+    few = ["--seeds", "0", "--max-train", "200", "--results", str(path)]
+    args = accuracy.parse_args([*command.split(), *few])
     accuracy.run_all(args)
     accuracy.run_all(args)
     mlp, broken = map(json.loads, path.read_text().splitlines())
