@@ -15,6 +15,7 @@ from robustclf.conformal._corrections import (
 from robustclf.conformal._levels import conformal_quantile
 from robustclf.conformal._scores import APS, LAC, RAPS, SAPS, Margin, Score, TopK
 from robustclf.conformal.classifier import ConformalClassifier
+from robustclf.conformal.multilabel import MultilabelConformalClassifier
 
 __all__ = [
     "APS",
@@ -28,6 +29,7 @@ __all__ = [
     "ConformalClassifier",
     "Correction",
     "Margin",
+    "MultilabelConformalClassifier",
     "Score",
     "Sesia",
     "TopK",
