@@ -19,7 +19,7 @@ from robustclf.noise import inject_noise
 
 # %%
 # A forest learns the digits from labels of which a fifth is wrong; then it stays as it is. The
-# calibration rows get more and more wrong labels, up to 40 %. The rows of the test are labelled right.
+# calibration rows get more and more wrong labels, up to 40 %. The test rows are labelled right.
 
 X, y = load_digits(return_X_y=True)
 X_train, X, y_train, y = train_test_split(X, y, train_size=600, stratify=y, random_state=0)
@@ -62,7 +62,7 @@ right.set(xlabel="share of wrong calibration labels", ylabel="classes in a set")
 left.legend(frameon=False, loc="lower left")
 
 # %%
-# Ignoring the noise is safe and useless: half of all classes are in a set. Over-estimating it is what
-# breaks the promise. Where the rate is not known, ``noise="estimate"`` takes a lower bound of it.
+# Ignoring the noise is safe and useless: half of all classes are in a set. Over-estimating it is
+# what breaks the promise. Where the rate is unknown, ``noise="estimate"`` takes a lower bound.
 
 plt.show()

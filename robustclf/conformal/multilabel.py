@@ -73,9 +73,11 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
     >>> kept = clf.fit(X[:1000], Y[:1000]).contains(X[1000:], Y[1000:], alpha=0.2)
     >>> print(f"{kept.mean():.2f}")
     0.79
-    >>> clf.predict_label_sets(X[1001:1002], alpha=0.2)[0]
-    >>> may_be_absent, may_be_present = clf.predict_set(X[1001:1002], alpha=0.2)[0].T
-    >>> print(may_be_absent, may_be_present)
+    >>> clf.predict_label_sets(X[1002:1003], alpha=0.2)[0].tolist()
+    [[0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]]
+    >>> clf.predict_set(X[1002:1003], alpha=0.2)[0].astype(int).T  # may be absent, present
+    array([[1, 1, 1, 1],
+           [1, 0, 1, 0]])
     """
 
     _parameter_constraints = {  # noqa: RUF012 (scikit-learn's convention)
