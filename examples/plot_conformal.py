@@ -52,7 +52,7 @@ methods = {
 }
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
 for name, (told, params) in methods.items():
-    coverage, size = np.mean([measure(told, seed, **params) for seed in range(10)], axis=0).T
+    coverage, size = np.mean([measure(told, seed, **params) for seed in range(5)], axis=0).T
     left.plot(rates, coverage, marker="o", label=name)
     right.plot(rates, size, marker="o")
     print(f"{name:<32} at 20 % noise: {coverage[4]:.2f} covered by {size[4]:.1f} classes")
