@@ -142,8 +142,14 @@ def test_classes_that_a_fold_lacks(blobs):
     X, y, _ = blobs
     labels = np.where(np.arange(100) == 0, "cat", np.where(y[:100] == "cat", "ant", y[:100]))
     clf = conformal(cv=KFold(2)).fit(X[:100], labels)
-    assert clf.predict_proba(X).shape == (3000, 3)
     assert clf.p_values(X).shape == (3000, 3)
+    rare = np.where(np.arange(100) == 0, "ant", np.where(y[:100] == "ant", "bee", y[:100]))
+    clf = conformal(cv=KFold(2)).fit(X[:100], rare)
+    without = clf.estimators_[0]  # trained on the second half
+    assert without.classes_.tolist() == ["bee", "cat"]
+    scores = clf.calibration_.evidence[0].scores[:50]
+    assert_array_equal(scores[:, 0], 1)
+    assert_allclose(scores[:, 1:], 1 - without.predict_proba(X[:50]))
 
 
 # Noise --------------------------------------------------------------------------------------------
@@ -217,6 +223,9 @@ def test_groups_have_thresholds_of_their_own(blobs):
     hits = hits[np.arange(1000), np.searchsorted(NAMES, y[2000:])]
     for name in ("hard", "easy"):
         assert abs(hits[group[2000:] == name].mean() - 0.9) < 0.05
+    split = conformal(coverage="group", calibration_size=0.5).fit(X[:2000], y[:2000], group[:2000])
+    easy, hard = split.calibration_.thresholds(np.array([0.1]))
+    assert easy < hard - 0.1
     plain = conformal(frozen).fit(X[1000:2000], y[1000:2000])
     hits = plain.predict_set(X[2000:])[np.arange(1000), np.searchsorted(NAMES, y[2000:])]
     assert hits[group[2000:] == "hard"].mean() < 0.87
@@ -364,22 +373,23 @@ def tags():
     return X, Y, OneVsRestClassifier(LogisticRegression())
 
 
-@pytest.mark.parametrize("power", [1, 2])
-def test_label_sets_are_those_of_a_full_list(tags, power):
+@pytest.mark.parametrize(("power", "alpha"), [(1, 0.2), (2, 0.2), (2, 0.9)])
+def test_label_sets_are_those_of_a_full_list(tags, power, alpha):
     X, Y, each = tags
     clf = MultilabelConformalClassifier(each, power=power, random_state=0).fit(X[:500], Y[:500])
     every = np.array(list(itertools.product([0, 1], repeat=6)))
     proba = clf.predict_proba(X[500:540])
     scores = (abs(every - proba[:, None]) ** power).sum(axis=-1)
-    listed = scores <= clf.levels_.threshold(0.2)
-    values = clf.predict_set(X[500:540], 0.2)
-    for row, sets in enumerate(clf.predict_label_sets(X[500:540], 0.2)):
+    listed = scores <= clf.levels_.threshold(alpha)
+    values = clf.predict_set(X[500:540], alpha)
+    assert alpha < 0.5 or not listed.any(axis=1).all()  # some rows keep none
+    for row, sets in enumerate(clf.predict_label_sets(X[500:540], alpha)):
         assert set(map(tuple, sets)) == set(map(tuple, every[listed[row]]))
         order = (abs(sets - proba[row]) ** power).sum(axis=1)
         assert (np.diff(order) >= -1e-12).all()
         for label, value in itertools.product(range(6), (0, 1)):
             assert values[row, label, value] == (every[listed[row]][:, label] == value).any()
-        few = clf.predict_label_sets(X[500 + row : 501 + row], 0.2, max_sets=3)[0]
+        few = clf.predict_label_sets(X[500 + row : 501 + row], alpha, max_sets=3)[0]
         assert_array_equal(few, sets[:3])
 
 
