@@ -5,14 +5,22 @@ Everything here takes the probabilities of any classifier and needs numpy, not t
 
 from robustclf.conformal._levels import conformal_quantile
 from robustclf.conformal._scores import APS, LAC, RAPS, SAPS, Margin, Score, TopK
+from robustclf.conformal._set_losses import FalseDiscoveryRate, FalseNegativeRate, SetLoss, SetSize
+from robustclf.conformal.risk import LearnThenTest, RiskController
 
 __all__ = [
     "APS",
     "LAC",
     "RAPS",
     "SAPS",
+    "FalseDiscoveryRate",
+    "FalseNegativeRate",
+    "LearnThenTest",
     "Margin",
+    "RiskController",
     "Score",
+    "SetLoss",
+    "SetSize",
     "TopK",
     "conformal_quantile",
 ]
