@@ -3,24 +3,42 @@
 Everything here takes the probabilities of any classifier and needs numpy, not torch.
 """
 
+from robustclf.conformal._corrections import (
+    CRCP,
+    DKW,
+    Asymptotic,
+    Bortolotti,
+    Correction,
+    Sesia,
+    Uncorrected,
+)
 from robustclf.conformal._levels import conformal_quantile
 from robustclf.conformal._scores import APS, LAC, RAPS, SAPS, Margin, Score, TopK
 from robustclf.conformal._set_losses import FalseDiscoveryRate, FalseNegativeRate, SetLoss, SetSize
+from robustclf.conformal.classifier import ConformalClassifier
 from robustclf.conformal.risk import LearnThenTest, RiskController
 
 __all__ = [
     "APS",
+    "CRCP",
+    "DKW",
     "LAC",
     "RAPS",
     "SAPS",
+    "Asymptotic",
+    "Bortolotti",
+    "ConformalClassifier",
+    "Correction",
     "FalseDiscoveryRate",
     "FalseNegativeRate",
     "LearnThenTest",
     "Margin",
     "RiskController",
     "Score",
+    "Sesia",
     "SetLoss",
     "SetSize",
     "TopK",
+    "Uncorrected",
     "conformal_quantile",
 ]

@@ -40,12 +40,10 @@ class Levels:
         return cls(ordered, np.arange(1, len(ordered) + 1) / (len(ordered) + 1))
 
     @classmethod
-    def joined(cls, *parts: Levels) -> Levels:
-        """Return the largest of several levels at each score."""
-        scores = np.concatenate([part.scores for part in parts])
-        levels = np.concatenate([part.levels for part in parts])
-        order = np.argsort(scores, kind="stable")
-        return cls(scores[order], np.maximum.accumulate(levels[order]))
+    def running(cls, scores: ArrayLike, weight: ArrayLike, size: float) -> Levels:
+        """Return the largest sum of the weights of lower scores so far, less ``size``."""
+        at, total = steps(np.asarray(scores), np.asarray(weight))
+        return cls(at, np.maximum.accumulate(total) - size)
 
     def threshold(self, alpha: ArrayLike) -> Floats:
         """Return the smallest score of level 1 - alpha; inf, for full sets, if there is none."""
@@ -56,9 +54,117 @@ class Levels:
 
     def p_values(self, scores: ArrayLike) -> Floats:
         """Return the smallest alpha at which a class of this score is left out."""
-        below = np.searchsorted(self.scores, scores, side="left")
-        p_values: Floats = np.clip(1 - np.append(0.0, self.levels)[below], 0, 1)
-        return p_values
+        return _p_values(_below(self.scores, self.levels, np.asarray(scores)))
+
+    @property
+    def highest(self) -> float:
+        """Highest level of any score."""
+        return float(self.levels[-1]) if len(self.levels) else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class FoldLevels:
+    """Levels of scores by several classifiers: each row counts for the one that did not see it.
+
+    Attributes
+    ----------
+    folds : list of (ndarray, ndarray)
+        For each classifier, increasing scores and the sums of the weights up to them.
+    size : float
+        What is taken off the sum over the classifiers.
+
+    Examples
+    --------
+    >>> levels = FoldLevels.of(np.array([0.1, 0.4, 0.2]), np.full(3, 1 / 4), np.array([0, 0, 1]))
+    >>> levels.p_values([[0.3, 0.1], [0.3, 0.1]])
+    array([0.5, 1. ])
+    """
+
+    folds: list[tuple[Floats, Floats]]
+    size: float = 0.0
+
+    @classmethod
+    def of(
+        cls, scores: Floats, weight: Floats, folds: NDArray[np.intp], size: float = 0.0
+    ) -> FoldLevels:
+        """Return the levels of scores, their weights and the classifiers they are from."""
+        parts = range(int(folds.max(initial=0)) + 1)
+        return cls([steps(scores[folds == f], weight[folds == f]) for f in parts], size)
+
+    def levels_below(self, scores: ArrayLike) -> Floats:
+        """Return the levels that scores of shape (n_classifiers, n_rows) exceed."""
+        pairs = zip(self.folds, np.asarray(scores), strict=False)  # the last may have no row
+        below = [_below(at, total, s) for (at, total), s in pairs]
+        levels: Floats = np.sum(below, axis=0) - self.size
+        return levels
+
+    def p_values(self, scores: ArrayLike) -> Floats:
+        """Return the smallest alpha at which a class of these scores is left out."""
+        return _p_values(self.levels_below(scores))
+
+    @property
+    def highest(self) -> float:
+        """Level of all scores together."""
+        return float(sum(total[-1] for _, total in self.folds if len(total)) - self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Either:
+    """The better of two levels.
+
+    Examples
+    --------
+    >>> either = Either(Levels.textbook([0.1, 0.4, 0.2]), Levels.textbook([0.3]))
+    >>> either.threshold([0.5, 0.25]), either.p_values([0.3, 0.4])
+    (array([0.2, 0.4]), array([0.5, 0.5]))
+    """
+
+    first: Levels | FoldLevels
+    second: Levels | FoldLevels
+
+    def threshold(self, alpha: ArrayLike) -> Floats:
+        """Return the smaller threshold; of single classifiers only."""
+        assert isinstance(self.first, Levels)
+        assert isinstance(self.second, Levels)
+        threshold: Floats = np.minimum(self.first.threshold(alpha), self.second.threshold(alpha))
+        return threshold
+
+    def p_values(self, scores: ArrayLike) -> Floats:
+        """Return the smaller p-value."""
+        smaller: Floats = np.minimum(self.first.p_values(scores), self.second.p_values(scores))
+        return smaller
+
+    @property
+    def highest(self) -> float:
+        """The higher of both."""
+        return max(self.first.highest, self.second.highest)
+
+
+def steps(scores: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """Return the different scores, increasing, and the sums of the weights up to each.
+
+    Examples
+    --------
+    >>> steps(np.array([[0.1, 0.9], [0.1, 0.5]]), np.array([[1.0, -0.5], [0.5, 0.0]]))
+    (array([0.1, 0.9]), array([1.5, 1. ]))
+    """
+    used = weight != 0
+    at, weight = scores[used], weight[used]
+    order = np.argsort(at, kind="stable")
+    at, total = at[order], np.cumsum(weight[order])
+    last = np.append(at[1:] != at[:-1], True)[: len(at)]
+    return at[last], total[last]
+
+
+def _below(at: Floats, levels: Floats, scores: Floats) -> Floats:
+    place = np.searchsorted(at, scores, side="left")
+    below: Floats = np.append(0.0, levels)[place]
+    return below
+
+
+def _p_values(level: Floats) -> Floats:
+    p_values: Floats = np.clip(1 - level, 0, 1)
+    return p_values
 
 
 def conformal_quantile(scores: ArrayLike, alpha: ArrayLike) -> Floats:

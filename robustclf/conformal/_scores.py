@@ -239,8 +239,7 @@ def row_uniforms(proba: ArrayLike, seed: int) -> Floats:
     state = np.full(len(bits), seed, dtype=np.uint64)
     for column in bits.T:
         state = _mixed(state + np.uint64(GOLDEN) ^ column)
-    uniform: Floats = (_mixed(state) >> np.uint64(11)) * 2.0**-53
-    return uniform
+    return np.asarray((_mixed(state) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 def draw_uniforms(n: int, random_state: Any) -> Floats:
@@ -258,7 +257,7 @@ def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _ranks(proba: Floats) -> tuple[NDArray[np.intp], Floats]:
     """Return the order of the classes, most probable first, and the rank of each, from 1."""
     order = np.argsort(-proba, axis=1, kind="stable")
-    rank = np.empty(proba.shape)
+    rank: Floats = np.empty(proba.shape)
     np.put_along_axis(rank, order, np.arange(1.0, proba.shape[1] + 1)[None], axis=1)
     return order, rank
 

@@ -1,0 +1,160 @@
+"""How far estimates of coverage deviate from the truth, in expectation: bounds and limits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaincc, gammaln
+
+from robustclf.conformal._evidence import Evidence
+
+Floats = NDArray[np.float64]
+
+GRID = 400  # points of the limiting process
+CHUNK = 4096  # rows of its covariance at a time
+QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of the diagonal, tried as multiples of the identity
+NOTHING = 1e-12  # that is left of a uniform matrix
+
+
+def largest_excess(n: int) -> float:
+    r"""Return :math:`c(n) = E \max_i (i/n - U_{(i)})` of n uniform numbers.
+
+    It is :math:`Q(n) / 2n` with Ramanujan's :math:`Q(n) = \sum_{k=1}^n n! / ((n - k)! \, n^k)`.
+
+    Examples
+    --------
+    >>> print([round(largest_excess(n), 5) for n in (1, 2, 2000)])
+    [0.5, 0.375, 0.01393]
+    """
+    if n < 1:
+        return np.inf
+    log_scale = n + gammaln(n + 1) - (n + 1) * np.log(n)
+    return float(np.exp(log_scale) * gammaincc(n, n) / 2)
+
+
+class Deviations(NamedTuple):
+    """Expected deviations of the parts of the estimate, per unit of their coefficients."""
+
+    own: float  # of the scores of given labels
+    shared: float  # of the scores of one class, over all rows
+    rest: Floats  # (label,), of the scores of one class, over the rows of a label
+    union: float  # of the scores of a class for each row, whichever class it is
+
+
+def split_bound(evidence: Evidence) -> float:
+    r"""Bound :math:`E \sup_t (\hat F - F)(t)` by splitting the inverse matrix.
+
+    Its columns are ``own`` on the entries of given labels, plus a shared row, plus a rest. Each
+    part is a distribution function, or the part of one for which a label is given.
+    """
+    assert evidence.noise.inverse is not None
+    coefficients = evidence.noise.inverse[:, evidence.columns]
+    own = np.zeros_like(coefficients)
+    own[evidence.columns, np.arange(len(evidence.columns))] = 1
+    others = np.where(own == 1, np.nan, coefficients)
+    above = coefficients[own == 1] - np.nanmedian(others, axis=0)
+    deviations = _marginal(evidence) if evidence.kind == "marginal" else _of_some(evidence)
+    bounds = [
+        _bound(coefficients - multiple * own, abs(multiple), deviations)
+        for multiple in np.quantile(above, QUANTILES)
+    ]
+    return min(bounds) / evidence.mass
+
+
+def _bound(left: Floats, own: float, deviations: Deviations) -> float:
+    shared = _best_shared_row(left, deviations)
+    rest = abs(left - shared).sum(axis=1)
+    rest[rest < NOTHING] = 0.0
+    size = own * deviations.own + abs(shared).sum() * deviations.shared
+    by_label = float(deviations.rest @ rest)
+    return float(size + min(by_label, rest.max() * deviations.union if rest.any() else 0.0))
+
+
+def _best_shared_row(left: Floats, deviations: Deviations) -> Floats:
+    """Return the weighted median of each column and 0, which costs least."""
+    values = np.vstack([left, np.zeros(left.shape[1])])
+    weight = np.append(deviations.rest, deviations.shared)
+    order = values.argsort(axis=0)
+    below = weight[order].cumsum(axis=0)
+    middle = (below >= below[-1] / 2).argmax(axis=0)
+    row: Floats = np.take_along_axis(values, order, axis=0)[middle, np.arange(left.shape[1])]
+    return row
+
+
+def _marginal(evidence: Evidence) -> Deviations:
+    n, k = evidence.n, evidence.n_classes
+    # a label's part moves like a Brownian bridge up to its share, here with one row more
+    share = np.minimum(evidence.given + 1 / n, 1)
+    rest = np.sqrt(share * (1 - share)) + np.arcsin(np.sqrt(share))
+    root = np.sqrt(np.log(k + 2))
+    union = 2 * min(np.sqrt(2 * np.log(2 * k * n + 2)), 24 * (root + 1 / root)) / np.sqrt(n)
+    excess = largest_excess(n)
+    return Deviations(excess, excess, rest / np.sqrt(2 * np.pi * n), float(union))
+
+
+def _of_some(evidence: Evidence) -> Deviations:
+    """For some classes, whose share among the rows is estimated, too."""
+    n, given, counts = evidence.n, evidence.given, evidence.counts
+    spread = np.sqrt(given * (1 - given) / n)
+    excess = np.array([largest_excess(count) if count else 0.0 for count in counts])
+    share = float(given[evidence.columns].sum())
+    moved = _wrong_share(evidence) * np.sqrt(share * (1 - share) / n)
+    own = share * largest_excess(evidence.n_own) + moved
+    return Deviations(own, largest_excess(n), given * excess + spread, np.inf)
+
+
+def _wrong_share(evidence: Evidence) -> float:
+    """How far the scores of given labels can be from those of true ones, at most 1."""
+    if evidence.kind != "class":
+        return 1.0
+    k = evidence.columns[0]
+    right = evidence.prior[k] * evidence.noise.transition[k, k] / evidence.given[k]
+    return float(np.clip(1 - right, 0, 1))
+
+
+def limiting_process(evidence: Evidence) -> Floats:
+    r"""Return the covariance of :math:`\sqrt n (\hat F - F)` on a grid of scores."""
+    grid = np.quantile(evidence.own_scores, np.linspace(0, 1, GRID), method="inverted_cdf")
+    second, first = np.zeros((GRID, GRID)), np.zeros(GRID)
+    parts = range(0, evidence.n, CHUNK)
+    for rows in (slice(start, start + CHUNK) for start in parts):
+        first += _on_grid(evidence, rows, grid).sum(axis=0)
+    for rows in (slice(start, start + CHUNK) for start in parts):
+        moves = _on_grid(evidence, rows, grid) * evidence.n
+        if evidence.kind == "marginal":
+            moves -= first
+        else:
+            moves -= first * (evidence.weight[rows].sum(axis=1) * evidence.n)[:, None]
+        second += moves.T @ moves / evidence.n
+    return second
+
+
+def _on_grid(evidence: Evidence, rows: slice, grid: Floats) -> Floats:
+    """Return the weight of each row below each point, ``(row, point)``."""
+    scores, weight = evidence.scores[rows], evidence.weight[rows]
+    place = np.searchsorted(grid, scores, side="left")  # one more than the grid: above all points
+    cell = np.arange(len(scores))[:, None] * (GRID + 1) + place
+    moves = np.bincount(cell.ravel(), weight.ravel(), minlength=len(scores) * (GRID + 1))
+    below: Floats = moves.reshape(-1, GRID + 1)[:, :GRID].cumsum(axis=1)
+    return below
+
+
+def expected_maximum(covariance: Floats, n_draws: int, rng: np.random.Generator) -> float:
+    """Return the mean of the maxima of a Gaussian process that starts at 0.
+
+    The maximum on a grid falls short by the square root of its step; half the error of one with
+    every fourth point is what is added.
+
+    Examples
+    --------
+    >>> t = np.linspace(0, 1, 400)
+    >>> bridge = np.minimum.outer(t, t) - np.outer(t, t)
+    >>> print(f"{expected_maximum(bridge, 10_000, np.random.default_rng(0)):.2f}")
+    0.63
+    """
+    scale, axes = np.linalg.eigh(covariance)
+    draws = rng.standard_normal((n_draws, len(scale))) @ (axes * np.sqrt(scale.clip(min=0))).T
+    fine, coarse = (draws[:, ::step].max(axis=1).clip(min=0).mean() for step in (1, 4))
+    return float(2 * fine - coarse)

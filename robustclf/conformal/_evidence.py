@@ -1,0 +1,106 @@
+"""Rows and classes that share a threshold, and what their labels say of the true ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustclf.conformal._noise import Floats, Noise
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Scores and given labels of calibration rows, for some of the classes.
+
+    Attributes
+    ----------
+    scores : ndarray of shape (n_rows, n_of_classes)
+        Scores of the classes of the cell.
+    codes : ndarray of shape (n_rows,)
+        Given labels, places among all classes.
+    columns : ndarray of shape (n_of_classes,)
+        The classes of the cell, places among all classes.
+    noise : Noise
+    """
+
+    scores: Floats
+    codes: NDArray[np.int64]
+    columns: NDArray[np.intp]
+    noise: Noise
+
+    @property
+    def kind(self) -> str:
+        """Which classes share the threshold: all ("marginal"), one ("class"), or some."""
+        if len(self.columns) == self.n_classes:
+            return "marginal"
+        return "class" if len(self.columns) == 1 else "cluster"
+
+    @property
+    def n_classes(self) -> int:
+        """Number of all classes."""
+        return len(self.noise.transition)
+
+    @property
+    def n(self) -> int:
+        """Number of rows, of whatever label."""
+        return len(self.codes)
+
+    @property
+    def n_own(self) -> int:
+        """Number of rows whose label is one of the classes."""
+        return int(self.counts[self.columns].sum())
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """Number of rows with each label."""
+        return np.bincount(self.codes, minlength=self.n_classes)
+
+    @cached_property
+    def given(self) -> Floats:
+        """Shares of the labels."""
+        shares: Floats = self.counts / max(self.n, 1)
+        return shares
+
+    @cached_property
+    def prior(self) -> Floats:
+        """Shares of the true classes, ``given @ inv(T)``; may be negative where rows are few."""
+        assert self.noise.inverse is not None
+        shares: Floats = self.given @ self.noise.inverse
+        return shares
+
+    @property
+    def mass(self) -> float:
+        """Share of the rows whose true class is one of the classes."""
+        return 1.0 if self.kind == "marginal" else float(self.prior[self.columns].sum())
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is anything to calibrate on."""
+        return self.noise.inverse is not None and self.n_own > 0 and self.mass > 0
+
+    @cached_property
+    def weight(self) -> Floats:
+        r"""Weight of each score in the distribution function of those of true labels.
+
+        .. math:: \hat F(t) = \frac 1 n \sum_i \sum_k (T^{-1})_{\tilde y_i k} 1[S(x_i, k) \le t]
+
+        is unbiased for noise that depends on the true class alone. For some classes the sum is
+        over these, divided by the estimated share of the rows that are of them.
+        """
+        assert self.noise.inverse is not None
+        weight: Floats = self.noise.inverse[self.codes][:, self.columns] / (self.n * self.mass)
+        return weight
+
+    @cached_property
+    def own(self) -> NDArray[np.bool_]:
+        """Which scores are those of given labels, ``(row, class)``."""
+        own: NDArray[np.bool_] = self.codes[:, None] == self.columns
+        return own
+
+    @property
+    def own_scores(self) -> Floats:
+        """Scores of the given labels, of the rows whose label is one of the classes."""
+        return self.scores[self.own]

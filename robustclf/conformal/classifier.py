@@ -1,0 +1,502 @@
+"""ConformalClassifier: prediction sets around any classifier, also where labels are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_random_state, get_tags, indexable
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from robustclf._registry import check_known
+from robustclf._rows import as_labels, encode_labels
+from robustclf.conformal._calibration import Calibration
+from robustclf.conformal._corrections import CORRECTIONS, Correction
+from robustclf.conformal._coverage import COVERAGES, read_groups, refuse_groups
+from robustclf.conformal._fitting import (
+    Fitted,
+    Table,
+    class_proba,
+    fit_crossed,
+    fit_folds,
+    fit_split,
+)
+from robustclf.conformal._noise import read_noise
+from robustclf.conformal._parameter import ScoreParameter
+from robustclf.conformal._scores import SCORES, Score, draw_uniforms, row_uniforms
+from robustclf.noise._inputs import check_labels, check_proba
+from robustclf.noise.matrices import CONVENTIONS
+from robustclf.noise.rate import NoiseRate
+from robustclf.noise.transition import TransitionEstimate
+
+Floats = NDArray[np.float64]
+
+
+def _estimator_has(name: str) -> Callable[[Any], bool]:
+    def check(self: Any) -> bool:
+        if self.cv is not None:
+            raise AttributeError(f"{name} is of one classifier, got cv={self.cv!r}.")
+        getattr(self.estimator_ if hasattr(self, "estimator_") else self.estimator, name)
+        return True
+
+    return check
+
+
+class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
+    r"""Sets of classes that hold the true one in a share :math:`1 - \alpha` of the rows.
+
+    A class is kept where its score is at most that of :math:`1 - \alpha` of the calibration rows,
+
+    .. math:: C(x) = \{y : S(x, y) \le t\}, \quad
+       t = \min \{t : \hat F(t) \ge 1 - \alpha + \delta\},
+
+    with :math:`\hat F` the distribution of the scores of *true* labels. Where labels are right it
+    is that of the calibration rows, and t the textbook's quantile. Where some are wrong, ``noise``
+    says how, the scores of all classes are weighed with the inverse of the transition matrix, and
+    :math:`\delta` pays for the uncertainty that this adds.
+
+    Parameters
+    ----------
+    estimator : classifier with predict_proba
+        Is cloned. Around one in a :class:`~sklearn.frozen.FrozenEstimator`, which is fitted, all
+        rows calibrate.
+    score : {"lac", "topk", "aps", "raps", "saps", "margin"} or Score, default="lac"
+        How ill a class suits a row. ``"lac"`` has the smallest sets, ``"aps"`` larger ones for
+        harder rows. The method ``score`` gives the accuracy, as always.
+    coverage : {"marginal", "class", "group", "cluster"}, default="marginal"
+        For which rows coverage holds: all together, those of each true class, those of each group,
+        or of each cluster of classes with similar scores.
+    noise : None, float, array-like of shape (n_classes, n_classes) or "estimate", default=None
+        How labels were made wrong: not at all, at a rate and uniformly, by a transition matrix with
+        a row for each true class, or as the calibration rows show, by the safe lower bound of
+        :func:`~robustclf.noise.noise_rate`: too small a rate gives sets too large, too large a
+        rate breaks the coverage.
+    correction : str or Correction, default="auto"
+        :math:`\delta`: ``"none"``, ``"dkw"``, ``"sesia"``, ``"crcp"``, ``"bortolotti"``,
+        ``"asymptotic"``; ``"auto"`` takes the smallest that holds for any number of rows.
+    cv : int, splitter or None, default=None
+        Folds of cross-conformal prediction (CV+): all rows train and calibrate. None holds rows
+        out, unless the estimator has ``cross_fit`` set, as
+        :class:`~robustclf.RobustClassifier` can: its ``oof_proba_`` then calibrate at no cost.
+    random_state : int, RandomState or None, default=None
+        Governs the split, the folds, and the one uniform number of each row.
+    noise_convention : {"rest", "all"}, default="rest"
+        What a rate counts: wrong labels, or labels drawn from all classes.
+    calibration_size : float in (0, 1), default=0.25
+        Share of the rows that is held out, stratified by the given labels.
+    optimistic : bool, default=False
+        Take labels as right where this gives the smaller threshold. Right for noise that makes
+        sets larger, which is the rule.
+    n_jobs : int or None, default=None
+        Folds fitted at a time.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    estimator_ : classifier
+        Fitted to the rows that do not calibrate; not there with ``cv``.
+    estimators_ : list of classifiers
+        With ``cv``: one for each fold. Their mean probabilities predict.
+    transition_ : ndarray of shape (n_classes, n_classes)
+        How labels are taken to be wrong: the rows are true classes.
+    correction_ : str
+        The correction that was taken.
+    correction_size_ : ndarray of shape (n_cells,)
+        :math:`\delta` for all rows, each class, each group, or each cluster.
+    n_calibration_ : int
+        Rows that calibrate.
+    n_features_in_ : int
+
+    References
+    ----------
+    Vovk, Gammerman, Shafer. Algorithmic Learning in a Random World. Springer 2005. CV+: Romano,
+    Sesia, Candès. NeurIPS 2020. arXiv:2006.02544. Noise: Penso, Goldberger, Fetaya. COPA 2025.
+    arXiv:2501.12749. Sesia, Wang, Tong. JRSS-B 2024. arXiv:2309.05092.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.model_selection import train_test_split
+    >>> from robustclf.conformal import ConformalClassifier
+    >>> from robustclf.noise import inject_noise
+    >>> X, X_test, y, y_test = train_test_split(*load_digits(return_X_y=True), random_state=0)
+    >>> noisy = inject_noise(y, "symmetric", rate=0.2, random_state=0)
+    >>> plain = LogisticRegression(C=0.001, max_iter=1000)
+    >>> for noise in (None, 0.2):
+    ...     clf = ConformalClassifier(plain, noise=noise, calibration_size=0.5, random_state=0)
+    ...     sets = clf.fit(X, noisy).predict_set(X_test, alpha=0.1)
+    ...     covered = sets[range(len(sets)), y_test].mean()
+    ...     print(f"{covered:.2f} covered by {sets.sum(axis=1).mean():.1f} classes")
+    1.00 covered by 5.7 classes
+    0.94 covered by 1.1 classes
+    """
+
+    _parameter_constraints = {  # noqa: RUF012 (scikit-learn's convention)
+        "estimator": [HasMethods(["fit", "predict", "predict_proba"])],
+        "score": [str, Score],
+        "coverage": [str],
+        "noise": [
+            None,
+            str,
+            Interval(Real, 0, 1, closed="left"),
+            "array-like",
+            TransitionEstimate,
+            NoiseRate,
+        ],
+        "correction": [str, Correction],
+        "cv": ["cv_object"],
+        "random_state": ["random_state"],
+        "noise_convention": [StrOptions(set(CONVENTIONS))],
+        "calibration_size": [Interval(Real, 0, 1, closed="neither")],
+        "optimistic": ["boolean"],
+        "n_jobs": [None, Integral],
+    }
+
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        score: str | Score = "lac",
+        coverage: str = "marginal",
+        noise: Any = None,
+        correction: str | Correction = "auto",
+        cv: Any = None,
+        random_state: Any = None,
+        noise_convention: str = "rest",
+        calibration_size: float = 0.25,
+        optimistic: bool = False,
+        n_jobs: int | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.score = score
+        self.coverage = coverage
+        self.noise = noise
+        self.correction = correction
+        self.cv = cv
+        self.random_state = random_state
+        self.noise_convention = noise_convention
+        self.calibration_size = calibration_size
+        self.optimistic = optimistic
+        self.n_jobs = n_jobs
+
+    # Fitting --------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any, groups: ArrayLike | None = None, **fit_params: Any) -> Self:
+        """Fit the classifier to some rows and calibrate on the others, or on all in turn.
+
+        Parameters
+        ----------
+        X : array-like or whatever the classifier takes, of n_samples rows
+        y : array-like of shape (n_samples,)
+            Labels of any type, some of them wrong.
+        groups : array-like of shape (n_samples,), optional
+            The group of each row, for ``coverage="group"``.
+        **fit_params
+            Passed to the classifier; arrays of n_samples entries are split like the rows.
+
+        Returns
+        -------
+        self : ConformalClassifier
+
+        Raises
+        ------
+        ValueError
+            For unknown names, labels that do not go with the probabilities, one class only, and too
+            few rows to hold some out.
+
+        Warns
+        -----
+        UserWarning
+            If the transition matrix is close to singular: sets hold all classes then.
+        """
+        self._validate_params()
+        self._check_names()
+        if y is None:
+            raise ValueError(
+                "ConformalClassifier requires y to be passed, but the target y is None."
+            )
+        X, _ = indexable(X, y)
+        labels = as_labels(y)
+        if self.coverage == "group":
+            groups = read_groups(groups, len(labels))
+        else:
+            refuse_groups(groups)
+        rng = self._start()
+        for name in ("estimator_", "estimators_", "n_features_in_", "feature_names_in_"):
+            if name in vars(self):  # of the last fit
+                delattr(self, name)
+        if isinstance(self.estimator, FrozenEstimator):
+            return self._fit_frozen(X, labels, groups, rng)
+        codes, classes = check_labels(labels)
+        check_several(classes)
+        table = Table(X, labels, codes, classes, fit_params)
+        fitted = self._fitted(table, rng)
+        self.classes_ = classes
+        if self.cv is None:
+            self.estimator_ = fitted.estimators[0]
+        else:
+            self.estimators_ = fitted.estimators
+        self._copy_features(fitted.estimators[0])
+        some = None if groups is None else np.asarray(groups)[fitted.rows]
+        return self._calibrate(fitted.proba, codes[fitted.rows], some, rng, fitted.folds)
+
+    def _start(self) -> np.random.RandomState:
+        """Return the generator of this fit."""
+        # None means numpy's global generator to scikit-learn, which is the caller's
+        seed = self.random_state
+        return np.random.RandomState() if seed is None else check_random_state(seed)
+
+    def _fitted(self, table: Table, rng: np.random.RandomState) -> Fitted:
+        if self.cv is not None:
+            return fit_folds(self.estimator, table, self.cv, self.n_jobs, rng)
+        if self.estimator.get_params(deep=False).get("cross_fit") is not None:
+            return fit_crossed(self.estimator, table)
+        return fit_split(self.estimator, table, self.calibration_size, rng)
+
+    def _fit_frozen(
+        self, X: Any, labels: NDArray[Any], groups: Any, rng: np.random.RandomState
+    ) -> Self:
+        check_is_fitted(self.estimator)
+        self.estimator_, self.classes_ = self.estimator, self.estimator.classes_
+        self._copy_features(self.estimator_)
+        codes = encode_labels(labels, self.classes_)
+        return self._calibrate(self.predict_proba(X), codes, groups, rng)
+
+    def _copy_features(self, fitted: Any) -> None:
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(fitted, name):
+                setattr(self, name, getattr(fitted, name))
+
+    def _calibrate(
+        self,
+        proba: Floats,
+        codes: NDArray[np.int64],
+        groups: Any,
+        rng: np.random.RandomState,
+        folds: NDArray[np.intp] | None = None,
+    ) -> Self:
+        p = check_proba(codes, proba, np.arange(len(self.classes_))).proba
+        noise = read_noise(self.noise, self.noise_convention, codes, p)
+        score = SCORES.make(vars(self)["score"])
+        uniform = draw_uniforms(len(p), rng)
+        self.calibration_ = Calibration.of(
+            score(p, uniform),
+            codes,
+            noise,
+            self.classes_,
+            coverage=self.coverage,
+            groups=groups,
+            correction=self.correction,
+            optimistic=self.optimistic,
+            folds=folds,
+            rng=rng,
+        )
+        self.score_, self._seed = score, int(rng.randint(2**31 - 1))
+        self.transition_, self.n_calibration_ = noise.transition, len(p)
+        self.correction_ = self.calibration_.chosen.alias
+        self.correction_size_ = self.calibration_.chosen.sizes
+        return self
+
+    def calibrate(self, X: Any, y: Any, groups: ArrayLike | None = None) -> Self:
+        """Calibrate the fitted classifier anew, on rows that it was not fitted to.
+
+        Parameters
+        ----------
+        X : array-like or whatever the classifier takes, of n_samples rows
+        y : array-like of shape (n_samples,)
+            Labels, of known classes.
+        groups : array-like of shape (n_samples,), optional
+            The group of each row, for ``coverage="group"``.
+
+        Returns
+        -------
+        self : ConformalClassifier
+
+        Raises
+        ------
+        ValueError
+            For labels beyond the classes of the fit, and what ``fit`` refuses.
+        """
+        check_is_fitted(self)
+        self._validate_params()
+        self._check_names()
+        X, _ = indexable(X, y)
+        codes = encode_labels(as_labels(y, self.classes_), self.classes_)
+        rng = self._start()
+        return self._calibrate(self.predict_proba(X), codes, groups, rng)
+
+    def _check_names(self) -> None:
+        score = vars(self)["score"]
+        if isinstance(score, str):
+            check_known("conformal score", [score], SCORES.names())
+        check_known("coverage", [self.coverage], COVERAGES)
+        if isinstance(self.correction, str):
+            check_known("correction", [self.correction], ["auto", *CORRECTIONS.names()])
+
+    # Prediction -----------------------------------------------------------------------------------
+
+    def predict_set(
+        self, X: Any, alpha: ArrayLike = 0.1, groups: ArrayLike | None = None
+    ) -> NDArray[np.bool_]:
+        """Return which classes the set of each row holds.
+
+        Parameters
+        ----------
+        X : array-like or whatever the classifier takes, of n_samples rows
+        alpha : float or array-like of shape (n_alphas,), default=0.1
+            Share of the true classes that sets may miss, in (0, 1).
+        groups : array-like of shape (n_samples,), optional
+            The group of each row, for ``coverage="group"``.
+
+        Returns
+        -------
+        sets : ndarray of bool of shape (n_samples, n_classes) or (n_samples, n_classes, n_alphas)
+
+        Raises
+        ------
+        ValueError
+            For an alpha outside (0, 1), and groups that do not go with the coverage.
+
+        Warns
+        -----
+        UserWarning
+            Where sets hold all classes, because calibration rows are too few for alpha or the
+            correction; says how many would do. And for groups without calibration rows.
+        """
+        check_is_fitted(self)
+        alphas = check_alpha(alpha)
+        sets = self.calibration_.sets(self._scores(X), alphas, groups)
+        return sets if np.ndim(alpha) else sets[..., 0]
+
+    def predict_set_labels(
+        self, X: Any, alpha: float = 0.1, groups: ArrayLike | None = None
+    ) -> list[NDArray[Any]]:
+        """Return the labels in the set of each row, the most probable first.
+
+        Parameters
+        ----------
+        X : array-like or whatever the classifier takes, of n_samples rows
+        alpha : float, default=0.1
+        groups : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        labels : list of ndarray
+            One for each row, of any length down to 0.
+        """
+        if np.ndim(alpha):
+            raise ValueError(f"alpha must be one number, got {alpha!r}; predict_set takes several.")
+        sets = self.predict_set(X, alpha, groups)
+        order = np.argsort(-self.predict_proba(X), axis=1, kind="stable")
+        pairs = zip(order, sets, strict=True)
+        return [self.classes_[first[kept[first]]] for first, kept in pairs]
+
+    def p_values(self, X: Any, groups: ArrayLike | None = None) -> Floats:
+        """Return the p-value of each class: the set of level alpha holds those above alpha.
+
+        Parameters
+        ----------
+        X : array-like or whatever the classifier takes, of n_samples rows
+        groups : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        p_values : ndarray of shape (n_samples, n_classes)
+        """
+        check_is_fitted(self)
+        return self.calibration_.p_values(self._scores(X), groups)
+
+    def _scores(self, X: Any) -> Floats:
+        """Return the scores ``(classifier, row, class)``."""
+        crossed = self.calibration_.crossed
+        proba = self._fold_proba(X) if crossed else self.predict_proba(X)[None]
+        uniform = row_uniforms(proba.mean(axis=0), self._seed)
+        return np.stack([self.score_(p, uniform) for p in proba])
+
+    def _fold_proba(self, X: Any) -> Floats:
+        return np.stack([class_proba(fitted, X, self.classes_) for fitted in self.estimators_])
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable class of each row.
+
+        Parameters
+        ----------
+        X : array-like or whatever the classifier takes, of n_samples rows
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+        """
+        check_is_fitted(self)
+        labels: NDArray[Any]
+        if hasattr(self, "estimators_"):
+            labels = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        else:
+            labels = self.estimator_.predict(X)
+        return labels
+
+    def predict_proba(self, X: Any) -> Floats:
+        """Return the probability of each class, in the order of ``classes_``.
+
+        Parameters
+        ----------
+        X : array-like or whatever the classifier takes, of n_samples rows
+
+        Returns
+        -------
+        proba : ndarray of shape (n_samples, n_classes)
+        """
+        check_is_fitted(self)
+        if hasattr(self, "estimators_"):
+            mean: Floats = self._fold_proba(X).mean(axis=0)
+            return mean
+        return class_proba(self.estimator_, X, self.classes_)
+
+    @available_if(_estimator_has("decision_function"))
+    def decision_function(self, X: Any) -> Floats:
+        """Return the scores of the classifier; where it has this method, and not with ``cv``.
+
+        Parameters
+        ----------
+        X : array-like or whatever the classifier takes, of n_samples rows
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,) or (n_samples, n_classes)
+        """
+        check_is_fitted(self)
+        scores: Floats = self.estimator_.decision_function(X)
+        return scores
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags = get_tags(self.estimator).input_tags
+        return tags
+
+
+def check_alpha(alpha: ArrayLike) -> Floats:
+    """Return levels as a vector; ``ValueError`` if some are not in (0, 1)."""
+    alphas = np.atleast_1d(np.asarray(alpha, dtype=np.float64))
+    if alphas.ndim != 1 or not len(alphas) or not ((alphas > 0) & (alphas < 1)).all():
+        raise ValueError(
+            f"alpha must be in (0, 1), one number or several, got {alpha!r}. It is the share of "
+            "true classes that sets may miss: 0.1 for sets that hold 90 %."
+        )
+    return alphas
+
+
+def check_several(classes: NDArray[Any]) -> None:
+    """Raise ``ValueError`` for fewer than two classes."""
+    if len(classes) < 2:
+        raise ValueError(
+            f"ConformalClassifier needs at least two classes, got {len(classes)} class: "
+            f"{classes.tolist()}."
+        )
