@@ -79,11 +79,19 @@ def held_out_proba(
     return HeldOut(fitted, classes, proba)
 
 
+def generator(random_state: Any) -> np.random.RandomState:
+    """Return the generator of a seed; of None a new one, not the global one of the caller."""
+    if random_state is None:
+        return np.random.RandomState()
+    rng: np.random.RandomState = check_random_state(random_state)
+    return rng
+
+
 def _folds(cv: Any, labels: NDArray[Any], random_state: Any) -> Any:
     if not isinstance(cv, Integral):
         return check_cv(cv, labels, classifier=True)
     most = np.unique(labels, return_counts=True)[1].max()
-    rng = check_random_state(random_state)
+    rng = generator(random_state)
     return StratifiedKFold(max(2, min(int(cv), int(most))), shuffle=True, random_state=rng)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
-from sklearn.utils import check_random_state, get_tags, indexable
+from sklearn.utils import get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from robustclf._held_out import held_out_proba
+from robustclf._held_out import generator, held_out_proba
 from robustclf._rows import as_labels
 from robustclf.calibration._maps import Calibrating, RowTemperature, Temperature, Vector
 from robustclf.calibration._views import Views, view_features
@@ -163,7 +163,7 @@ class RobustCalibrator(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         X, _ = indexable(X, y)
         labels = as_labels(y)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X)
-        rng = check_random_state(self.random_state)
+        rng = generator(self.random_state)
         views = None
         if self.method == "correctness":
             views = Views.draw(X, self.n_views, self.swap, rng)

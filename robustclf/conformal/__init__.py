@@ -16,7 +16,9 @@ from robustclf.conformal._levels import conformal_quantile
 from robustclf.conformal._scores import APS, LAC, RAPS, SAPS, Margin, Score, TopK
 from robustclf.conformal._set_losses import FalseDiscoveryRate, FalseNegativeRate, SetLoss, SetSize
 from robustclf.conformal.classifier import ConformalClassifier
+from robustclf.conformal.online import OnlineConformalClassifier
 from robustclf.conformal.risk import LearnThenTest, RiskController
+from robustclf.conformal.selective import SelectiveClassifier
 
 __all__ = [
     "APS",
@@ -33,8 +35,10 @@ __all__ = [
     "FalseNegativeRate",
     "LearnThenTest",
     "Margin",
+    "OnlineConformalClassifier",
     "RiskController",
     "Score",
+    "SelectiveClassifier",
     "Sesia",
     "SetLoss",
     "SetSize",

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import KFold, cross_val_predict
-from sklearn.utils import check_random_state, get_tags, indexable
+from sklearn.utils import get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from robustclf._held_out import held_out_proba
+from robustclf._held_out import generator, held_out_proba
 from robustclf._rows import as_labels
 from robustclf.conformal._noise import Noise, read_noise
 from robustclf.noise._inputs import check_proba
@@ -112,6 +112,16 @@ class WrappedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         return tags
 
 
+def usable_inverse(noise: Noise) -> Floats:
+    """Return the inverse of the transition; ``ValueError`` if it is close to singular."""
+    if noise.inverse is None:
+        raise ValueError(
+            "the transition is close to singular: labels do not tell the risk of some classes. "
+            "Merge these classes, or pass a smaller rate as noise=, which is safe."
+        )
+    return noise.inverse
+
+
 def label_proba(fitted: Any, X: Any) -> Floats:
     """Return probabilities ``(row, class)``, also of classifiers with a list of those by label."""
     given = fitted.predict_proba(X)
@@ -141,7 +151,7 @@ def held_out_labels(
         return estimator, target, label_proba(estimator, X)
     folds = cv
     if isinstance(cv, int):
-        folds = KFold(cv, shuffle=True, random_state=check_random_state(random_state))
+        folds = KFold(cv, shuffle=True, random_state=generator(random_state))
     fitted = clone(estimator).fit(X, y)
     given = cross_val_predict(clone(estimator), X, y, cv=folds, method="predict_proba")
     if isinstance(given, list):
