@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -74,7 +75,9 @@ def held_out_proba(
         fitted.set_params(cross_fit=int(cv)).fit(X, labels, **known)
         return HeldOut(fitted, classes, np.asarray(fitted.oof_proba_, dtype=np.float64))
     fitted.fit(X, labels, **known)
-    folds = _folds(cv, labels, random_state).split(X, labels)
+    with warnings.catch_warnings():  # a class with fewer rows than folds is no reason to stop
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        folds = list(_folds(cv, labels, random_state).split(X, labels))
     proba = _out_of_fold(estimator, X, labels, classes, folds, weight, views, n_jobs)
     return HeldOut(fitted, classes, proba)
 

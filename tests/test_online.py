@@ -52,13 +52,15 @@ def drifting(n, rng):
     return softmax(z, axis=1), labels_by(softmax(z / np.linspace(1, 8, n)[:, None], axis=1), rng)
 
 
-def followed(online, p, y, given):
-    """Which true labels the sets missed, each row before its label comes in."""
-    missed = np.empty(len(p))
-    for i in range(len(p)):
-        missed[i] = not online.predict_set(p[[i]])[0, y[i]]
-        online.update(p[[i]], given[[i]])
-    return missed
+def followed(online, p, y, given, batch=1):
+    """Which true labels the sets missed, before the labels of their batch came in."""
+    missed = []
+    for start in range(0, len(p), batch):
+        rows = slice(start, start + batch)
+        sets = online.predict_set(p[rows])
+        missed.append(~sets[np.arange(len(sets)), y[rows]])
+        online.update(p[rows], given[rows])
+    return np.concatenate(missed)
 
 
 def made(**params):
@@ -68,41 +70,42 @@ def made(**params):
 @pytest.mark.parametrize("order", ["drift", "worst first", "best first"])
 @pytest.mark.parametrize("step", [0.01, 0.2])
 def test_the_published_bound_holds_for_any_sequence(order, step):
-    p, y = drifting(1500, np.random.default_rng(0))
+    p, y = drifting(600, np.random.default_rng(0))
     online = made(step=step).fit(p[:100], y[:100])
     p, y = p[100:], y[100:]
     if order != "drift":
         worst = np.argsort(p[np.arange(len(p)), y])
         p, y = (a[worst if order == "worst first" else worst[::-1]] for a in (p, y))
     missed = followed(online, p, y, y)
-    for t in (100, 500, 1400):
+    for t in (50, 200, 500):
         assert abs(missed[:t].mean() - 0.1) <= (1 + step) / (step * t)
     assert online.miscoverage_ == pytest.approx(missed.mean())
-    assert online.n_updates_ == 1400
+    assert online.n_updates_ == 500
 
 
 @pytest.mark.parametrize("track", ["threshold", "level"])
 def test_drift_is_followed_and_without_updates_is_not(track):
-    p, y = drifting(2000, np.random.default_rng(0))
+    p, y = drifting(4000, np.random.default_rng(0))
     online = made(track=track, step=0.02, window=400).fit(p[:500], y[:500])
-    fixed = ~online.predict_set(p[500:])[np.arange(1500), y[500:]]
-    missed = followed(online, p[500:], y[500:], y[500:])
-    assert fixed[-700:].mean() > 0.2
+    fixed = ~online.predict_set(p[500:])[np.arange(3500), y[500:]]
+    missed = followed(online, p[500:], y[500:], y[500:], batch=10)
+    assert fixed[-1500:].mean() > 0.2
     assert missed.mean() == pytest.approx(0.1, abs=0.02)
-    assert missed[-700:].mean() == pytest.approx(0.1, abs=0.035)
+    assert missed[-1500:].mean() == pytest.approx(0.1, abs=0.035)
 
 
 @pytest.mark.parametrize("noise", [uniform_transition(0.2, K), SKEWED], ids=["uniform", "matrix"])
 @pytest.mark.parametrize("track", ["threshold", "level"])
 def test_true_labels_are_missed_as_often_as_asked_for(noise, track):
     rng = np.random.default_rng(1)
-    p, y = drifting(1700, rng)
+    p = softmax(4 * rng.normal(size=(4000, K)), axis=1)
+    y = labels_by(p, rng)
     given = labels_by(noise[y], rng)
     share = {}
     for known in (None, noise):
-        online = made(noise=known, step=0.02, track=track, alpha=0.2).fit(p[:500], given[:500])
-        share[known is None] = followed(online, p[500:], y[500:], given[500:]).mean()
-    assert share[False] == pytest.approx(0.2, abs=0.03)
+        online = made(noise=known, step=0.02, track=track).fit(p[:500], given[:500])
+        share[known is None] = followed(online, p[500:], y[500:], given[500:], 10).mean()
+    assert share[False] == pytest.approx(0.1, abs=0.025)
     assert share[True] < share[False] - 0.04
 
 
@@ -131,7 +134,7 @@ def test_level_is_that_of_adaptive_conformal_inference():
     level = 0.2
     for i in range(200, 260):
         quantile = float(conformal_quantile(scores[i - 200 : i], level))
-        assert online.threshold_ == quantile
+        assert online.threshold_ == pytest.approx(quantile)
         level += 0.05 * (0.2 - (scores[i] > quantile))
         online.update(p[[i]], y[[i]])
         assert online.level_ == pytest.approx(level)
@@ -147,13 +150,13 @@ def test_levels_beyond_all_give_full_or_empty_sets():
 
 
 def test_decay_settles():
-    p, y = drifting(3000, np.random.default_rng(5))
+    p, y = drifting(1000, np.random.default_rng(5))
     online = made(step=0.5, decay=0.6).fit(p[:100], y[:100])
     moves = []
-    for i in range(100, 2000):
+    for i in range(100, 1000):
         before = online.threshold_
         moves.append(abs(online.update(p[[i]], y[[i]]).threshold_ - before))
-    assert max(moves[-100:]) < 0.05 * max(moves[:10])
+    assert max(moves[-100:]) < 0.1 * max(moves[:10])
 
 
 def test_first_threshold_misses_the_share_of_the_rows():

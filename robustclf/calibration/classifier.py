@@ -82,7 +82,7 @@ class RobustCalibrator(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     Penso, Frenkel, Goldberger. Confidence calibration of a medical imaging classification system
     that is robust to label noise. IEEE TMI 2024 ("temperature").
     Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. ICML 2017 ("vector").
-    Liu, Xu, Zheng, Gould. Optimizing Calibration by Gaining Aware of Prediction Correctness.
+    Liu et al. Optimizing Calibration by Gaining Aware of Prediction Correctness. 2024.
     arXiv:2404.13016 ("correctness": for images, with the rows weighted so that right and wrong
     ones count the same, which moves confidence away from accuracy; here they are not weighted).
 

@@ -17,6 +17,7 @@ from robustclf.conformal._scores import APS, LAC, RAPS, SAPS, Margin, Score, Top
 from robustclf.conformal._set_losses import FalseDiscoveryRate, FalseNegativeRate, SetLoss, SetSize
 from robustclf.conformal.classifier import ConformalClassifier
 from robustclf.conformal.online import OnlineConformalClassifier
+from robustclf.conformal.regression import ConformalRegressor
 from robustclf.conformal.risk import LearnThenTest, RiskController
 from robustclf.conformal.selective import SelectiveClassifier
 
@@ -30,6 +31,7 @@ __all__ = [
     "Asymptotic",
     "Bortolotti",
     "ConformalClassifier",
+    "ConformalRegressor",
     "Correction",
     "FalseDiscoveryRate",
     "FalseNegativeRate",

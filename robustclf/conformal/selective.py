@@ -86,8 +86,8 @@ class SelectiveClassifier(WrappedClassifier):
     ----------
     Geifman, El-Yaniv. Selective Classification for Deep Neural Networks. NeurIPS 2017.
     arXiv:1705.08500.
-    Sikar, Garcez, Bloomfield, Weyde, Peeroo, Singh, Hutchinson, Reljan-Delaney, Laksono. When to
-    Accept Automated Predictions and When to Defer to Human Judgment? 2024. arXiv:2407.07821.
+    Sikar et al. When to Accept Automated Predictions and When to Defer to Human Judgment? 2024.
+    arXiv:2407.07821.
 
     Examples
     --------
