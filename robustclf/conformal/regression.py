@@ -162,7 +162,9 @@ class ConformalRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
         if isinstance(self.estimator, FrozenEstimator):
             raise ValueError("a frozen classifier knows its bins: pass their edges as bins=.")
         if y.min() == y.max():
-            raise ValueError(f"y is {y[0]:g} in all {len(y)} rows: there is nothing to tell apart.")
+            raise ValueError(
+                f"y is {y[0]:g} in all rows (n_samples={len(y)}): there is nothing to tell apart."
+            )
         at = np.linspace(0, 1, int(self.bins) + 1)
         if self.strategy == "uniform":
             edges = y.min() + at * (y.max() - y.min())
