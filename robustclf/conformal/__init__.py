@@ -16,6 +16,7 @@ from robustclf.conformal._levels import conformal_quantile
 from robustclf.conformal._scores import APS, LAC, RAPS, SAPS, Margin, Score, TopK
 from robustclf.conformal._set_losses import FalseDiscoveryRate, FalseNegativeRate, SetLoss, SetSize
 from robustclf.conformal.classifier import ConformalClassifier
+from robustclf.conformal.multilabel import MultilabelConformalClassifier
 from robustclf.conformal.online import OnlineConformalClassifier
 from robustclf.conformal.regression import ConformalRegressor
 from robustclf.conformal.risk import LearnThenTest, RiskController
@@ -37,6 +38,7 @@ __all__ = [
     "FalseNegativeRate",
     "LearnThenTest",
     "Margin",
+    "MultilabelConformalClassifier",
     "OnlineConformalClassifier",
     "RiskController",
     "Score",

@@ -237,7 +237,7 @@ class Asymptotic(Correction):
 
     Parameters
     ----------
-    n_draws : int, default=10000
+    n_draws : int, default=5000
         Draws of the process.
 
     References
@@ -254,7 +254,7 @@ class Asymptotic(Correction):
 
     finite_sample = False
 
-    def __init__(self, *, n_draws: int = 10_000) -> None:
+    def __init__(self, *, n_draws: int = 5_000) -> None:
         self.n_draws = n_draws
 
     def size(self, evidence: Evidence, random_state: Any = None) -> float:

@@ -130,8 +130,8 @@ def _clustered(
     counts = np.bincount(codes, minlength=k)
     many = np.flatnonzero(counts >= FEWEST)
     share = len(many) / (SHARE + len(many))
-    n_clusters = int(counts[many].min() * share) // 2 if len(many) else 0
-    if n_clusters < 2 or n_clusters >= len(many) or noise.inverse is None:
+    n_clusters = int(counts[many].min() * share) // 2 if len(many) else 0  # as published
+    if n_clusters < 2 or len(many) < 2 or noise.inverse is None:
         return together
     embeds = rng.random_sample(n) < share
     rest = np.flatnonzero(~embeds)

@@ -12,7 +12,7 @@ from robustclf.conformal._evidence import Evidence
 
 Floats = NDArray[np.float64]
 
-GRID = 400  # points of the limiting process
+GRID = 200  # points of the limiting process
 CHUNK = 4096  # rows of its covariance at a time
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of the diagonal, tried as multiples of the identity
 NOTHING = 1e-12  # that is left of a uniform matrix
