@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 N_BINS = 15
 LOG_TEMPERATURES = np.linspace(-4, 4, 81)
 HIDDEN = 5  # of the network that tells temperatures
+PENALTY = 3e-3  # of the squared weights of that network
 HOTTEST = 10.0  # temperature of a row; the coldest is its inverse
 
 
@@ -139,7 +140,10 @@ class RowTemperature:
             of_told = of_inverse * -np.log(HOTTEST) * inverse * (1 - told**2)
             of_hidden = of_told[:, None] * out[:-1] * (1 - hidden**2)
             slope = [(x.T @ of_hidden).ravel(), hidden.T @ of_told, [of_told.sum()]]
-            return float(value), np.concatenate(slope)
+            weights = np.append(parameters[:-1], 0.0)
+            return float(value + PENALTY * weights @ weights), (
+                np.concatenate(slope) + 2 * PENALTY * weights
+            )
 
         found = minimize(loss, parameters, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
         return cls(found[: -HIDDEN - 1].reshape(shape), found[-HIDDEN - 1 :])
