@@ -94,6 +94,14 @@ def test_error_by_hand():
     assert expected_calibration_error(y, proba, n_bins=2) == curve.error
 
 
+def test_upper_edges_belong_to_bins_of_one_width():
+    p = np.array([0.5, 0.55, 0.75, 0.8, 1.0])
+    curve = reliability_curve(
+        [0] * 5, np.column_stack([p, 1 - p]), n_bins=4, strategy="uniform", classes=[0, 1]
+    )
+    assert_allclose(curve.weight, [0.2, 0.4, 0.4])  # (.25, .5], (.5, .75], (.75, 1]
+
+
 @pytest.mark.parametrize("convention", ["rest", "all"])
 def test_corrected_accuracy_is_the_published_closed_form(convention):
     z, y = overconfident(2000, 1.0)
@@ -274,7 +282,7 @@ ROWS_DIFFER = {
 
 
 @parametrize_with_checks(
-    [RobustCalibrator(LogisticRegression(), method=m, random_state=0) for m in METHODS],
+    [RobustCalibrator(LogisticRegression(), method=m, random_state=0) for m in METHODS[::2]],
     expected_failed_checks=lambda clf: ROWS_DIFFER if clf.method == METHODS[2] else {},
 )
 def test_scikit_learns_checks(estimator, check):
@@ -320,7 +328,7 @@ def test_our_classifier_is_fitted_once(table, monkeypatch):
     fits = []
     fit = RobustClassifier.fit
     monkeypatch.setattr(RobustClassifier, "fit", lambda *a, **k: fits.append(1) or fit(*a, **k))
-    small = RobustClassifier(hidden=(16,), max_epochs=5, random_state=0)
+    small = RobustClassifier(hidden=(16,), max_epochs=2, random_state=0)
     clf = RobustCalibrator(small, cv=3, noise=0.1).fit(X, y)
     assert len(fits) == 1
     assert clf.predict_proba(X).shape == (1200, 3)

@@ -101,6 +101,13 @@ def test_interpolation_and_level_sets_by_hand():
     assert _above(points, density, 3.0)[0].shape == (0, 2)
 
 
+def test_density_is_per_unit_of_the_number():
+    edges = np.array([-4.0, -2, -1, 0, 1, 1.5, 2, 3, 4])
+    X, y = np.ones((8, 1)), (edges[1:] + edges[:-1]) / 2
+    made = ConformalRegressor(FrozenEstimator(Bins()), bins=edges).fit(X, y)
+    assert_allclose(-made.scores_, Bins.shapes[1] / 12 / np.diff(edges))
+
+
 def test_an_empty_set_has_no_interval():
     X, y = drawn(400, np.random.default_rng(2))
     sets = ConformalRegressor(FrozenEstimator(Bins()), bins=EDGES).fit(X, y)

@@ -85,26 +85,26 @@ def test_the_published_bound_holds_for_any_sequence(order, step):
 
 @pytest.mark.parametrize("track", ["threshold", "level"])
 def test_drift_is_followed_and_without_updates_is_not(track):
-    p, y = drifting(4000, np.random.default_rng(0))
+    p, y = drifting(3000, np.random.default_rng(0))
     online = made(track=track, step=0.02, window=400).fit(p[:500], y[:500])
-    fixed = ~online.predict_set(p[500:])[np.arange(3500), y[500:]]
-    missed = followed(online, p[500:], y[500:], y[500:], batch=10)
-    assert fixed[-1500:].mean() > 0.2
+    fixed = ~online.predict_set(p[500:])[np.arange(2500), y[500:]]
+    missed = followed(online, p[500:], y[500:], y[500:], batch=20)
+    assert fixed[-1000:].mean() > 0.2
     assert missed.mean() == pytest.approx(0.1, abs=0.02)
-    assert missed[-1500:].mean() == pytest.approx(0.1, abs=0.035)
+    assert missed[-1000:].mean() == pytest.approx(0.1, abs=0.035)
 
 
 @pytest.mark.parametrize("noise", [uniform_transition(0.2, K), SKEWED], ids=["uniform", "matrix"])
 @pytest.mark.parametrize("track", ["threshold", "level"])
 def test_true_labels_are_missed_as_often_as_asked_for(noise, track):
     rng = np.random.default_rng(1)
-    p = softmax(4 * rng.normal(size=(4000, K)), axis=1)
+    p = softmax(4 * rng.normal(size=(3000, K)), axis=1)
     y = labels_by(p, rng)
     given = labels_by(noise[y], rng)
     share = {}
     for known in (None, noise):
         online = made(noise=known, step=0.02, track=track).fit(p[:500], given[:500])
-        share[known is None] = followed(online, p[500:], y[500:], given[500:], 10).mean()
+        share[known is None] = followed(online, p[500:], y[500:], given[500:], 20).mean()
     assert share[False] == pytest.approx(0.1, abs=0.025)
     assert share[True] < share[False] - 0.04
 

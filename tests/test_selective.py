@@ -64,17 +64,17 @@ def made(**params):
 )
 def test_risk_of_the_confident_is_certified(noise):
     rng = np.random.default_rng(0)
-    p, y = drawn(50000, rng)
+    p, y = drawn(20000, rng)
     broken, accepted = 0, []
-    for _ in range(100):
-        rows = rng.choice(50000, 1500)
+    for _ in range(60):
+        rows = rng.choice(20000, 1500)
         given = y[rows] if noise is None else labels_by(noise[y[rows]], rng)
         clf = made(alpha=0.15, delta=0.2, noise=noise).fit(p[rows], given)
         taken = clf.accept(p)
         # of this threshold, known from the probabilities that labels are drawn from
         broken += taken.any() and (1 - p[taken].max(axis=1)).mean() > 0.15
         accepted.append(taken.mean())
-    assert broken <= binom.ppf(1 - 1e-4, 100, 0.2)
+    assert broken <= binom.ppf(1 - 1e-4, 60, 0.2)
     assert np.mean(accepted) > (0.4 if noise is None else 0.15)
 
 
@@ -162,7 +162,7 @@ def test_centroids_with_noise_are_near_those_without():
 
 @pytest.mark.filterwarnings("ignore:no row can be accepted")
 @parametrize_with_checks(
-    [SelectiveClassifier(LogisticRegression(), rule=rule, random_state=0) for rule in RULES]
+    [SelectiveClassifier(LogisticRegression(), rule=rule, random_state=0) for rule in RULES[::2]]
 )
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
