@@ -105,7 +105,8 @@ def test_true_labels_are_missed_as_often_as_asked_for(noise, track):
     for known in (None, noise):
         online = made(noise=known, step=0.02, track=track).fit(p[:500], given[:500])
         share[known is None] = followed(online, p[500:], y[500:], given[500:], 20).mean()
-    assert share[False] == pytest.approx(0.1, abs=0.025)
+    # within 1 / (step n) by the bound of the first paper, and three standard errors
+    assert share[False] == pytest.approx(0.1, abs=0.04)
     assert share[True] < share[False] - 0.04
 
 
