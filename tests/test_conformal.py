@@ -98,26 +98,354 @@ def test_noisy_labels_are_corrected_for(blobs, params, score):
 def test_folds_are_those_of_cross_conformal_prediction(blobs):
     X, y, _ = blobs
     X, y, new = X[:90], y[:90], X[90:120]
-    clf = conformal(cv=3).fit(X, y)
+    clf = conformal(cv=KFold(3)).fit(X, y)
     above = np.zeros((30, 3))
-    rows = 0
-    for fitted in clf.estimators_:
-        held = np.setdiff1d(np.arange(90), seen(fitted, X))
+    for fitted, (_, held) in zip(clf.estimators_, KFold(3).split(X), strict=True):
         own = 1 - fitted.predict_proba(X[held])
-        own = own[np.arange(len(held)), np.searchsorted(NAMES, y[held])]
+        own = own[np.arange(30), np.searchsorted(NAMES, y[held])]
         above += (own >= (1 - fitted.predict_proba(new))[..., None]).sum(axis=-1)
-        rows += len(held)
-    assert rows == 90
     assert_allclose(clf.p_values(new), (1 + above) / 91)
     assert_array_equal(clf.predict_set(new, 0.3), (1 + above) / 91 > 0.3)
     mean = np.mean([fitted.predict_proba(new) for fitted in clf.estimators_], axis=0)
     assert_allclose(clf.predict_proba(new), mean)
     assert_array_equal(clf.predict(new), NAMES[mean.argmax(axis=1)])
+    assert not hasattr(clf, "decision_function")
+    assert not hasattr(clf, "estimator_")
 
 
-def seen(fitted, X):
-    """Rows that a naive Bayes was fitted to: the only third whose leaving out gives its means."""
-    for start in range(1):
-        del start
-    means = fitted.theta_[:, 0] @ fitted.class_count_
-    raise NotImplementedError(means, X)
+def test_a_cross_fitted_network_calibrates_on_all_rows_in_one_fit(blobs):
+    X, y, noisy = blobs
+    network = RobustClassifier(hidden=(16,), max_epochs=6, cross_fit=3, random_state=0)
+    clf = conformal(network, noise=0.2).fit(X[:2000], noisy[:2000])
+    assert clf.n_calibration_ == 2000
+    assert not hasattr(clf, "estimators_")
+    oof = clf.estimator_.oof_proba_.astype(float)
+    assert_allclose(clf.calibration_.evidence[0].scores, 1 - oof, atol=1e-6)
+    assert_array_equal(clf.predict_proba(X), clf.estimator_.predict_proba(X).astype(float))
+    assert 0.88 < covered(clf, X[2000:], y[2000:]) < 0.97
+
+
+def test_recalibration_replaces_the_calibration_alone(blobs):
+    X, y, noisy = blobs
+    for params in ({}, {"cv": 3}):
+        clf = conformal(score="aps", **params).fit(X[:500], noisy[:500])
+        proba = clf.predict_proba(X[2000:])
+        assert clf.calibrate(X[500:2000], y[500:2000]) is clf
+        assert_array_equal(clf.predict_proba(X[2000:]), proba)
+        assert clf.n_calibration_ == 1500
+        assert abs(covered(clf, X[2000:], y[2000:]) - 0.9) < 0.04
+    with pytest.raises(ValueError, match=r"beyond the classes \['ant', 'bee', 'cat'\]"):
+        clf.calibrate(X[:2], ["ant", "dog"])
+
+
+def test_classes_that_a_fold_lacks(blobs):
+    X, y, _ = blobs
+    labels = np.where(np.arange(100) == 0, "cat", np.where(y[:100] == "cat", "ant", y[:100]))
+    clf = conformal(cv=KFold(2)).fit(X[:100], labels)
+    assert clf.p_values(X).shape == (3000, 3)
+    rare = np.where(np.arange(100) == 0, "ant", np.where(y[:100] == "ant", "bee", y[:100]))
+    clf = conformal(cv=KFold(2)).fit(X[:100], rare)
+    without = clf.estimators_[0]  # trained on the second half
+    assert without.classes_.tolist() == ["bee", "cat"]
+    scores = clf.calibration_.evidence[0].scores[:50]
+    assert_array_equal(scores[:, 0], 1)
+    assert_allclose(scores[:, 1:], 1 - without.predict_proba(X[:50]))
+
+
+# Noise --------------------------------------------------------------------------------------------
+
+
+def test_ways_to_tell_of_noise(blobs):
+    X, _, noisy = blobs
+    T = uniform_transition(0.2, 3)
+    proba = conformal(cv=3).fit(X, noisy).predict_proba(X)
+    rate = noise_rate(noisy, proba)
+    estimate = estimate_transition(noisy, proba, n_bootstrap=0)
+    for noise, expected in [
+        (None, np.eye(3)),
+        (0.2, T),
+        (T, T),
+        (T.tolist(), T),
+        (rate, uniform_transition(rate.lower_bound, 3)),
+        (estimate, estimate.transition),
+    ]:
+        assert_allclose(conformal(noise=noise).fit(X, noisy).transition_, expected, atol=1e-12)
+    drawn = conformal(noise=0.3, noise_convention="all").fit(X, noisy)
+    assert_allclose(drawn.transition_, T)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_estimated_noise_is_not_over_estimated(blobs, rate):
+    X, y, _ = blobs
+    noisy = inject_noise(y, "symmetric", rate, random_state=1) if rate else y
+    clf = conformal(noise="estimate", cv=5).fit(X[:2000], noisy[:2000])
+    assert 1 - clf.transition_.diagonal().mean() < rate + 0.02
+    assert covered(clf, X[2000:], y[2000:]) > 0.88
+    ignoring = conformal(cv=5).fit(X[:2000], noisy[:2000])
+    assert clf.predict_set(X).sum() <= ignoring.predict_set(X).sum() * 1.05
+
+
+def test_what_cannot_be_corrected_gives_full_sets_and_says_so(blobs):
+    X, _, noisy = blobs
+    with pytest.warns(UserWarning, match="close to singular.*Merge these classes"):
+        clf = conformal(noise=np.full((3, 3), 1 / 3)).fit(X, noisy)
+    assert clf.predict_set(X).all()
+    assert (clf.p_values(X) == 1).all()
+    clf = conformal(noise=0.4).fit(X[:200], noisy[:200])
+    with pytest.warns(UserWarning, match="'.*' is 0.* more than alpha=0.05.*about [0-9]+, take"):
+        assert clf.predict_set(X, 0.05).all()
+    clf = conformal(coverage="class").fit(X[:40], noisy[:40])
+    with pytest.warns(UserWarning, match="alpha=0.01, which needs 99: class 'ant'.*more rows"):
+        assert clf.predict_set(X, [0.5, 0.01])[..., 1].all()
+
+
+def test_a_class_without_calibration_rows_is_always_kept(blobs):
+    X, y, _ = blobs
+    frozen = FrozenEstimator(GaussianNB().fit(X, y))
+    clf = conformal(frozen, coverage="class").fit(X[y != "cat"], y[y != "cat"])
+    with pytest.warns(UserWarning, match=r"class 'cat' \(0\)"):
+        sets = clf.predict_set(X)
+    assert sets[:, 2].all()
+    assert not sets[:, :2].all()
+
+
+# Coverage -----------------------------------------------------------------------------------------
+
+
+def test_groups_have_thresholds_of_their_own(blobs):
+    X, y, _ = blobs
+    rng = np.random.default_rng(0)
+    group = np.where(rng.random(3000) < 0.5, "hard", "easy")
+    X = np.where((group == "hard")[:, None], X + rng.normal(scale=2, size=X.shape), X)
+    frozen = FrozenEstimator(GaussianNB().fit(X[:1000], y[:1000]))
+    clf = conformal(frozen, coverage="group").fit(X[1000:2000], y[1000:2000], group[1000:2000])
+    hits = clf.predict_set(X[2000:], groups=group[2000:])
+    hits = hits[np.arange(1000), np.searchsorted(NAMES, y[2000:])]
+    for name in ("hard", "easy"):
+        assert abs(hits[group[2000:] == name].mean() - 0.9) < 0.05
+    split = conformal(coverage="group", calibration_size=0.5).fit(X[:2000], y[:2000], group[:2000])
+    easy, hard = split.calibration_.thresholds(np.array([0.1]))
+    assert easy < hard - 0.1
+    plain = conformal(frozen).fit(X[1000:2000], y[1000:2000])
+    hits = plain.predict_set(X[2000:])[np.arange(1000), np.searchsorted(NAMES, y[2000:])]
+    assert hits[group[2000:] == "hard"].mean() < 0.87
+    with pytest.warns(UserWarning, match="1 rows are of groups that no calibration row is of"):
+        assert clf.predict_set(X[:2], groups=["easy", "new"])[1].all()
+    with pytest.raises(ValueError, match="needs groups="):
+        clf.predict_set(X)
+    with pytest.raises(ValueError, match="2 entries, expected 3000"):
+        clf.predict_set(X, groups=["easy", "easy"])
+
+
+# Prediction ---------------------------------------------------------------------------------------
+
+
+def test_several_alphas_labels_and_single_rows(blobs):
+    X, y, noisy = blobs
+    clf = conformal(score="aps", noise=0.2).fit(X, noisy)
+    both = clf.predict_set(X[:50], [0.1, 0.3])
+    assert both.shape == (50, 3, 2)
+    assert_array_equal(both[..., 0], clf.predict_set(X[:50], 0.1))
+    assert (both[..., 0] >= both[..., 1]).all()
+    assert_array_equal(np.vstack([clf.predict_set(X[i : i + 1]) for i in range(50)]), both[..., 0])
+    labels = clf.predict_set_labels(X[:50])
+    proba = clf.predict_proba(X[:50])
+    for row, names in enumerate(labels):
+        assert set(names) == set(NAMES[both[row, :, 0]])
+        assert (np.diff(proba[row][np.searchsorted(NAMES, names)]) <= 0).all()
+    assert_array_equal(clf.predict(X), clf.estimator_.predict(X))
+    assert clf.score(X, y) > 0.8
+    with pytest.raises(ValueError, match="predict_set takes several"):
+        clf.predict_set_labels(X, [0.1, 0.2])
+
+
+def test_randomness_has_one_seed_and_touches_no_other(blobs):
+    X, _, noisy = blobs
+    state = np.random.get_state()[1].copy()  # noqa: NPY002 (the caller's)
+    first, again = (conformal(score="aps", noise=0.2).fit(X, noisy) for _ in range(2))
+    assert_array_equal(first.p_values(X), again.p_values(X))
+    other = conformal(score="aps", noise=0.2).set_params(random_state=1).fit(X, noisy)
+    assert abs(first.p_values(X) - other.p_values(X)).max() > 0.01
+    ConformalClassifier(GaussianNB(), score="aps").fit(X, noisy).predict_set(X)
+    assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def test_is_an_estimator_like_any_other(blobs):
+    X, y, noisy = blobs
+    clf = conformal(score=RAPS(penalty=0.2), correction=DKW(delta=0.05))
+    assert is_classifier(clf)
+    assert clone(clf).get_params()["score__penalty"] == 0.2
+    assert repr(conformal(score="aps")) == (
+        "ConformalClassifier(estimator=GaussianNB(), random_state=0, score='aps')"
+    )
+    assert clf.set_params(score__penalty=0.3, correction__delta=0.2).get_params()[
+        "score"
+    ].penalty == pytest.approx(0.3)
+    assert cross_val_score(conformal(), X, y, cv=3).mean() > 0.85
+    grid = {"conformalclassifier__score": ["lac", APS()], "conformalclassifier__noise": [None, 0.2]}
+    pipe = make_pipeline(StandardScaler(), conformal())
+    search = GridSearchCV(pipe, grid, scoring=minus_size, cv=2).fit(X[:600], noisy[:600])
+    assert search.best_params_["conformalclassifier__noise"] == 0.2
+    fitted = conformal(score="aps", noise=0.2, cv=3).fit(X, noisy)
+    again = pickle.loads(pickle.dumps(fitted))
+    assert_array_equal(again.predict_set(X), fitted.predict_set(X))
+    inside = conformal(make_pipeline(StandardScaler(), LogisticRegression())).fit(X, noisy)
+    assert inside.decision_function(X).shape == (3000, 3)
+
+
+def minus_size(estimator, X, y):
+    return -estimator[-1].predict_set(estimator[:-1].transform(X), 0.2).sum()
+
+
+def test_frames_keep_their_names(blobs):
+    X, y, _ = blobs
+    frame = pd.DataFrame(X, columns=["a", "b"])
+    clf = conformal().fit(frame, pd.Series(y))
+    assert clf.feature_names_in_.tolist() == ["a", "b"]
+    assert_array_equal(clf.predict_set(frame), conformal().fit(X, y).predict_set(X))
+
+
+def test_fit_parameters_are_split_like_the_rows(blobs):
+    X, _, noisy = blobs
+    weight = np.linspace(0.5, 2, 3000)
+    weighted = conformal(LogisticRegression()).fit(X, noisy, sample_weight=weight)
+    plain = conformal(LogisticRegression()).fit(X, noisy)
+    assert abs(weighted.predict_proba(X) - plain.predict_proba(X)).max() > 1e-4
+
+
+# Bad input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"score": "laac"}, "unknown conformal score 'laac'.*did you mean 'lac'"),
+        ({"coverage": "margnal"}, "unknown coverage 'margnal'.*did you mean 'marginal'"),
+        ({"correction": "dwk"}, "unknown correction 'dwk'.*did you mean 'dkw'"),
+        ({"correction": "crcp", "coverage": "class", "noise": 0.1}, "knows no coverage by class"),
+        ({"noise": "estimated"}, "did you mean 'estimate'.*Or pass a rate"),
+        ({"noise": 1.0}, "'noise' parameter"),
+        ({"noise": np.eye(2)}, "2 x 2 for 3 classes"),
+        ({"noise": np.array([[0.9, 0.1, 0.1], [0.1, 0.9, 0], [0, 0, 0.9]])}, "pass transition.T"),
+        ({"noise_convention": "every"}, "'noise_convention' parameter"),
+        ({"correction": DKW(delta=2), "noise": 0.1}, r"delta must be in \(0, 1\), got 2"),
+        ({"cv": 1}, "'cv' parameter"),
+        ({"cv": 301}, "cv=301 must be at least 2 folds, and at most one for each of 300 rows"),
+        ({"cv": ShuffleSplit(3)}, "hold out each row once"),
+        ({"calibration_size": 0.001}, "leaves none to calibrate on"),
+        ({"estimator": LinearSVC()}, "'estimator' parameter"),
+    ],
+)
+def test_bad_parameters(blobs, params, message):
+    X, _, noisy = blobs
+    with pytest.raises(ValueError, match=message):
+        conformal().set_params(**params).fit(X[:300], noisy[:300])
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -0.1, 10, [], [0.1, 2], [[0.1]], np.nan])
+def test_bad_alphas(blobs, alpha):
+    X, y, _ = blobs
+    clf = conformal().fit(X, y)
+    with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\)"):
+        clf.predict_set(X, alpha)
+
+
+def test_bad_labels_and_groups(blobs):
+    X, y, _ = blobs
+    with pytest.raises(ValueError, match="at least two classes"):
+        conformal().fit(X, np.full(3000, "ant"))
+    with pytest.raises(ValueError, match="groups are for coverage='group'"):
+        conformal().fit(X, y, groups=np.arange(3000))
+    with pytest.raises(ValueError, match="needs groups="):
+        conformal(coverage="group").fit(X, y)
+    frozen = FrozenEstimator(GaussianNB().fit(X, y))
+    with pytest.raises(ValueError, match="beyond the classes"):
+        conformal(frozen).fit(X, np.where(y == "ant", "dog", y))
+
+
+# Multi-label --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tags():
+    """Rows with some of six labels, and a classifier for each label."""
+    X, Y = make_multilabel_classification(1500, n_classes=6, random_state=0)
+    return X, Y, OneVsRestClassifier(LogisticRegression())
+
+
+@pytest.mark.parametrize(("power", "alpha"), [(1, 0.2), (2, 0.2), (2, 0.9)])
+def test_label_sets_are_those_of_a_full_list(tags, power, alpha):
+    X, Y, each = tags
+    clf = MultilabelConformalClassifier(each, power=power, random_state=0).fit(X[:500], Y[:500])
+    every = np.array(list(itertools.product([0, 1], repeat=6)))
+    proba = clf.predict_proba(X[500:540])
+    scores = (abs(every - proba[:, None]) ** power).sum(axis=-1)
+    listed = scores <= clf.levels_.threshold(alpha)
+    values = clf.predict_set(X[500:540], alpha)
+    assert alpha < 0.5 or not listed.any(axis=1).all()  # some rows keep none
+    for row, sets in enumerate(clf.predict_label_sets(X[500:540], alpha)):
+        assert set(map(tuple, sets)) == set(map(tuple, every[listed[row]]))
+        order = (abs(sets - proba[row]) ** power).sum(axis=1)
+        assert (np.diff(order) >= -1e-12).all()
+        for label, value in itertools.product(range(6), (0, 1)):
+            assert values[row, label, value] == (every[listed[row]][:, label] == value).any()
+        few = clf.predict_label_sets(X[500 + row : 501 + row], alpha, max_sets=3)[0]
+        assert_array_equal(few, sets[:3])
+
+
+def test_label_sets_cover(tags):
+    X, Y, each = tags
+    for alpha in (0.1, 0.4):
+        shares = []
+        for seed in range(12):
+            order = np.random.RandomState(seed).permutation(1500)
+            clf = MultilabelConformalClassifier(each, calibration_size=0.5, random_state=seed)
+            clf.fit(X[order[:700]], Y[order[:700]])
+            shares.append(clf.contains(X[order[700:]], Y[order[700:]], alpha).mean())
+        assert abs(np.mean(shares) - 1 + alpha) < 4 * np.std(shares) / np.sqrt(11)
+
+
+def test_many_labels_are_never_listed():
+    rng = np.random.RandomState(0)
+    Y = (rng.random_sample((400, 60)) < 0.3).astype(int)
+    X = Y + rng.normal(scale=0.8, size=Y.shape)
+    each = OneVsRestClassifier(LogisticRegression())
+    clf = MultilabelConformalClassifier(each, random_state=0).fit(X[:300], Y[:300])
+    assert clf.predict_set(X[300:]).shape == (100, 60, 2)
+    assert [len(sets) for sets in clf.predict_label_sets(X[300:305], max_sets=7)] == [7] * 5
+
+
+def test_multilabel_around_forests_and_frozen_ones(tags):
+    X, Y, _ = tags
+    forest = RandomForestClassifier(10, random_state=0).fit(X[:500], Y[:500])
+    clf = MultilabelConformalClassifier(FrozenEstimator(forest)).fit(X[500:1000], Y[500:1000])
+    present = np.stack([p[:, 1] for p in forest.predict_proba(X)], axis=1)
+    assert_array_equal(clf.predict_proba(X), present)
+    assert_array_equal(clf.predict(X), forest.predict(X))
+    assert abs(clf.contains(X[1000:], Y[1000:]).mean() - 0.9) < 0.06
+    assert clone(clf).get_params()["power"] == 2
+    recalibrated = clf.calibrate(X[1000:], Y[1000:])
+    assert len(recalibrated.levels_.scores) == 500
+
+
+def test_bad_label_sets(tags):
+    X, Y, each = tags
+    clf = MultilabelConformalClassifier(each, random_state=0)
+    with pytest.raises(ValueError, match=r"matrix of 0 and 1.*MultiLabelBinarizer"):
+        clf.fit(X, Y[:, 0])
+    with pytest.raises(ValueError, match="matrix of 0 and 1"):
+        clf.fit(X, Y * 2)
+    with pytest.raises(ValueError, match="leaves 0 to calibrate on"):
+        clf.fit(X[:3], Y[:3])
+    clf.fit(X, Y)
+    with pytest.raises(ValueError, match="5 labels, expected the 6"):
+        clf.contains(X, Y[:, :5])
+    with pytest.raises(ValueError, match="alpha must be one number"):
+        clf.predict_set(X, [0.1, 0.2])
+    with pytest.warns(UserWarning, match="375 calibration rows are too few.*needs 999"):
+        assert clf.predict_set(X, 0.001).all()
+    one = MultilabelConformalClassifier(DummyClassifier(strategy="uniform"), random_state=0)
+    one.fit(X, Y[:, :1].repeat(2, axis=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert one.predict_proba(X).shape == (1500, 2)

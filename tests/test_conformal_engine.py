@@ -254,6 +254,21 @@ def test_sizes_are_those_of_the_paper(alias, published):
             assert_allclose(correction.size(balanced(n, k, epsilon)), expected, atol=1.1e-3)
 
 
+def test_sesias_form_for_unequal_classes():
+    """Label shares that noise moved count, and the scarcest label."""
+    counts = np.array([300, 100, 60, 40])
+    codes = np.repeat(np.arange(K), counts)
+    T, k2 = uniform_transition(0.15, K), K**2
+    prior = counts / 500 @ np.linalg.inv(T)
+    V = np.linalg.inv((prior[:, None] * T).T / (counts / 500)[:, None])
+    others = abs(V).sum(axis=1) - V.diagonal()
+    total = 2 * others.max() + abs(prior - counts / 500).sum()
+    step = 1 / np.sqrt(40) + np.sqrt((np.log(2 * k2) + np.log(40)) / 2)
+    expected = largest_excess(500) + total * step / np.sqrt(40)
+    evidence = Evidence(np.zeros((500, K)), codes, np.arange(K), Noise(T))
+    assert_allclose(CORRECTIONS.make("sesia").size(evidence), expected)
+
+
 def test_matrix_form_of_dkw():
     evidence = Evidence(np.zeros((500, K)), np.arange(500) % K, np.arange(K), Noise(MATRIX))
     norm = abs(np.linalg.inv(MATRIX)).sum(axis=1).max()

@@ -9,7 +9,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.model_selection import check_cv
-from sklearn.utils import _safe_indexing
+from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _check_method_params
 
 from robustclf._rows import held_out, stratified_folds
@@ -41,6 +41,12 @@ class Fitted(NamedTuple):
     rows: NDArray[np.intp]
     proba: Floats  # (calibration row, class)
     folds: NDArray[np.intp] | None = None  # classifier of each calibration row, of several
+
+
+def generator(random_state: Any) -> np.random.RandomState:
+    """Return the generator of a fit."""
+    # None means numpy's global generator to scikit-learn, which is the caller's
+    return np.random.RandomState() if random_state is None else check_random_state(random_state)
 
 
 def fit_split(estimator: Any, table: Table, share: float, rng: np.random.RandomState) -> Fitted:

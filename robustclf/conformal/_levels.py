@@ -40,10 +40,10 @@ class Levels:
         return cls(ordered, np.arange(1, len(ordered) + 1) / (len(ordered) + 1))
 
     @classmethod
-    def running(cls, scores: ArrayLike, weight: ArrayLike, size: float) -> Levels:
-        """Return the largest sum of the weights of lower scores so far, less ``size``."""
-        at, total = steps(np.asarray(scores), np.asarray(weight))
-        return cls(at, np.maximum.accumulate(total) - size)
+    def running(cls, scores: Floats, weight: Floats, size: float) -> Levels:
+        """Return the largest sum of the weights of lower scores so far, or 1, less ``size``."""
+        at, total = steps(scores, weight)
+        return cls(at, np.minimum(np.maximum.accumulate(total), 1) - size)
 
     def threshold(self, alpha: ArrayLike) -> Floats:
         """Return the smallest score of level 1 - alpha; inf, for full sets, if there is none."""
@@ -95,7 +95,7 @@ class FoldLevels:
         """Return the levels that scores of shape (n_classifiers, n_rows) exceed."""
         pairs = zip(self.folds, np.asarray(scores), strict=False)  # the last may have no row
         below = [_below(at, total, s) for (at, total), s in pairs]
-        levels: Floats = np.sum(below, axis=0) - self.size
+        levels: Floats = np.minimum(np.sum(below, axis=0), 1) - self.size
         return levels
 
     def p_values(self, scores: ArrayLike) -> Floats:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 
 from robustclf._registry import Registry
 
@@ -240,12 +237,6 @@ def row_uniforms(proba: ArrayLike, seed: int) -> Floats:
     for column in bits.T:
         state = _mixed(state + np.uint64(GOLDEN) ^ column)
     return np.asarray((_mixed(state) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
-
-
-def draw_uniforms(n: int, random_state: Any) -> Floats:
-    """Return a number in [0, 1) for each of ``n`` calibration rows."""
-    uniform: Floats = check_random_state(random_state).random_sample(n)
-    return uniform
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

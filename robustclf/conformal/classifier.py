@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_random_state, get_tags, indexable
+from sklearn.utils import get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
@@ -27,10 +27,11 @@ from robustclf.conformal._fitting import (
     fit_crossed,
     fit_folds,
     fit_split,
+    generator,
 )
 from robustclf.conformal._noise import read_noise
 from robustclf.conformal._parameter import ScoreParameter
-from robustclf.conformal._scores import SCORES, Score, draw_uniforms, row_uniforms
+from robustclf.conformal._scores import SCORES, Score, row_uniforms
 from robustclf.noise._inputs import check_labels, check_proba
 from robustclf.noise.matrices import CONVENTIONS
 from robustclf.noise.rate import NoiseRate
@@ -77,7 +78,7 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
         How labels were made wrong: not at all, at a rate and uniformly, by a transition matrix with
         a row for each true class, or as the calibration rows show, by the safe lower bound of
         :func:`~robustclf.noise.noise_rate`: too small a rate gives sets too large, too large a
-        rate breaks the coverage.
+        rate breaks the coverage. The bound needs a classifier that is right where it is surest.
     correction : str or Correction, default="auto"
         :math:`\delta`: ``"none"``, ``"dkw"``, ``"sesia"``, ``"crcp"``, ``"bortolotti"``,
         ``"asymptotic"``; ``"auto"`` takes the smallest that holds for any number of rows.
@@ -229,7 +230,7 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
             groups = read_groups(groups, len(labels))
         else:
             refuse_groups(groups)
-        rng = self._start()
+        rng = generator(self.random_state)
         for name in ("estimator_", "estimators_", "n_features_in_", "feature_names_in_"):
             if name in vars(self):  # of the last fit
                 delattr(self, name)
@@ -247,12 +248,6 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
         self._copy_features(fitted.estimators[0])
         some = None if groups is None else np.asarray(groups)[fitted.rows]
         return self._calibrate(fitted.proba, codes[fitted.rows], some, rng, fitted.folds)
-
-    def _start(self) -> np.random.RandomState:
-        """Return the generator of this fit."""
-        # None means numpy's global generator to scikit-learn, which is the caller's
-        seed = self.random_state
-        return np.random.RandomState() if seed is None else check_random_state(seed)
 
     def _fitted(self, table: Table, rng: np.random.RandomState) -> Fitted:
         if self.cv is not None:
@@ -286,7 +281,7 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
         p = check_proba(codes, proba, np.arange(len(self.classes_))).proba
         noise = read_noise(self.noise, self.noise_convention, codes, p)
         score = SCORES.make(vars(self)["score"])
-        uniform = draw_uniforms(len(p), rng)
+        uniform = rng.random_sample(len(p))
         self.calibration_ = Calibration.of(
             score(p, uniform),
             codes,
@@ -330,7 +325,7 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
         self._check_names()
         X, _ = indexable(X, y)
         codes = encode_labels(as_labels(y, self.classes_), self.classes_)
-        rng = self._start()
+        rng = generator(self.random_state)
         return self._calibrate(self.predict_proba(X), codes, groups, rng)
 
     def _check_names(self) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import _safe_indexing, check_array, check_random_state, get_tags, indexable
+from sklearn.utils import _safe_indexing, check_array, get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
+from robustclf.conformal._fitting import generator
 from robustclf.conformal._levels import Levels
 from robustclf.conformal.classifier import check_alpha
 
@@ -67,15 +68,17 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
     >>> from sklearn.datasets import make_multilabel_classification
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.multiclass import OneVsRestClassifier
-    >>> X, Y = make_multilabel_classification(2000, n_classes=8, random_state=0)
+    >>> X, Y = make_multilabel_classification(2000, n_classes=4, random_state=0)
     >>> each = OneVsRestClassifier(LogisticRegression())
     >>> clf = MultilabelConformalClassifier(each, calibration_size=0.5, random_state=1)
     >>> kept = clf.fit(X[:1000], Y[:1000]).contains(X[1000:], Y[1000:], alpha=0.2)
     >>> print(f"{kept.mean():.2f}")
-    0.81
-    >>> clf.predict_set(X[:1], alpha=0.2)[0].astype(int).T
-    array([[1, 1, 1, 1, 1, 1, 1, 1],
-           [0, 0, 0, 0, 0, 0, 0, 0]])
+    0.79
+    >>> clf.predict_label_sets(X[1002:1003], alpha=0.2)[0].tolist()
+    [[0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]]
+    >>> clf.predict_set(X[1002:1003], alpha=0.2)[0].astype(int).T  # may be absent, present
+    array([[1, 1, 1, 1],
+           [1, 0, 1, 0]])
     """
 
     _parameter_constraints = {  # noqa: RUF012 (scikit-learn's convention)
@@ -130,10 +133,7 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
                 f"calibration_size={self.calibration_size:g} of {len(labels)} rows leaves "
                 f"{n_held} to calibrate on and {len(labels) - n_held} to fit; give more rows."
             )
-        # None means numpy's global generator to scikit-learn, which is the caller's
-        seed = self.random_state
-        rng = np.random.RandomState() if seed is None else check_random_state(seed)
-        held, rest = np.split(rng.permutation(len(labels)), [n_held])
+        held, rest = np.split(generator(self.random_state).permutation(len(labels)), [n_held])
         self.estimator_ = clone(self.estimator).fit(_safe_indexing(X, rest), labels[rest])
         return self._calibrate(_safe_indexing(X, held), labels[held])
 
