@@ -18,6 +18,7 @@ from sklearn.naive_bayes import GaussianNB
 
 import robustclf
 from robustclf import RobustClassifier, make_loss, plotting
+from robustclf.calibration import expected_calibration_error, reliability_curve
 from robustclf.noise.dynamics import TrainingDynamics
 from robustclf.noise.issues import find_label_issues
 from robustclf.noise.transition import estimate_transition
@@ -25,6 +26,7 @@ from robustclf.plotting import (
     LabelQualityDisplay,
     LossDisplay,
     NoiseRobustnessDisplay,
+    ReliabilityDisplay,
     TrainingDynamicsDisplay,
     TransitionDisplay,
 )
@@ -48,6 +50,7 @@ DISPLAYS = {
     "LabelQualityDisplay": LabelQualityDisplay([0.9, 0.2]),
     "TrainingDynamicsDisplay": TrainingDynamicsDisplay(dynamics()),
     "NoiseRobustnessDisplay": NoiseRobustnessDisplay([0, 0.2], {"a": [[1.0, 0.8], [0.5, 0.7]]}),
+    "ReliabilityDisplay": ReliabilityDisplay([0.6, 0.9], [0.5, 1.0], labelled=[0.4, 0.8]),
     "LossDisplay": LossDisplay([0.1, 0.5], {"a": [2.0, 1.0]}),
 }
 
@@ -512,3 +515,32 @@ def test_loss_refuses():
         LossDisplay.from_losses(p=[0, 0.5])
     with pytest.raises(ValueError, match=r"curve 'a' has shape \(3,\), p has \(4,\)"):
         LossDisplay(P, {"a": [1, 2, 3]}).plot()
+
+
+# Reliability --------------------------------------------------------------------------------------
+
+
+def test_reliability_draws_the_curve_and_what_the_labels_say():
+    curve = reliability_curve(Y, PROBA, noise=0.2, n_bins=1)
+    display = ReliabilityDisplay.from_predictions(Y, PROBA, noise=0.2, n_bins=1)
+    assert_allclose(display.line_.get_xydata(), np.column_stack(curve[:2]))
+    plain = reliability_curve(Y, PROBA, n_bins=1)
+    assert_allclose(display.labelled_.get_xydata(), np.column_stack(plain[:2]))
+    names = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    assert names == [f"noise-corrected (error {curve.error:.3f})", "by the given labels"]
+    alone = ReliabilityDisplay.from_predictions(Y, PROBA)
+    assert alone.labelled_ is None
+    error = expected_calibration_error(Y, PROBA)
+    assert alone.line_.get_label() == f"accuracy (error {error:.3f})"
+
+
+def test_reliability_from_an_estimator_is_out_of_fold():
+    X, y = load_iris(return_X_y=True)
+    display = ReliabilityDisplay.from_estimator(GaussianNB(), X, y, cv=3, n_bins=3)
+    proba = cross_val_predict(GaussianNB(), X, y, cv=3, method="predict_proba")
+    assert_allclose(display.confidence, reliability_curve(y, proba, n_bins=3).confidence)
+
+
+def test_reliability_refuses_numbers_that_do_not_go_together():
+    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(1,\)"):
+        ReliabilityDisplay([0.5, 0.6], [0.5]).plot()

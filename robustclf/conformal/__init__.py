@@ -14,8 +14,13 @@ from robustclf.conformal._corrections import (
 )
 from robustclf.conformal._levels import conformal_quantile
 from robustclf.conformal._scores import APS, LAC, RAPS, SAPS, Margin, Score, TopK
+from robustclf.conformal._set_losses import FalseDiscoveryRate, FalseNegativeRate, SetLoss, SetSize
 from robustclf.conformal.classifier import ConformalClassifier
 from robustclf.conformal.multilabel import MultilabelConformalClassifier
+from robustclf.conformal.online import OnlineConformalClassifier
+from robustclf.conformal.regression import ConformalRegressor
+from robustclf.conformal.risk import LearnThenTest, RiskController
+from robustclf.conformal.selective import SelectiveClassifier
 
 __all__ = [
     "APS",
@@ -27,11 +32,20 @@ __all__ = [
     "Asymptotic",
     "Bortolotti",
     "ConformalClassifier",
+    "ConformalRegressor",
     "Correction",
+    "FalseDiscoveryRate",
+    "FalseNegativeRate",
+    "LearnThenTest",
     "Margin",
     "MultilabelConformalClassifier",
+    "OnlineConformalClassifier",
+    "RiskController",
     "Score",
+    "SelectiveClassifier",
     "Sesia",
+    "SetLoss",
+    "SetSize",
     "TopK",
     "Uncorrected",
     "conformal_quantile",

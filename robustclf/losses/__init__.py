@@ -34,6 +34,7 @@ from robustclf.losses.huberised import (
 )
 from robustclf.losses.label_robust import AdaptiveLabelRobustKL, LabelRobustKL, LabelRobustTopK
 from robustclf.losses.legendretron import LegendreTron
+from robustclf.losses.regression import RegressionToClassification
 from robustclf.losses.scores import BiTempered, Squentropy, ZLoss
 from robustclf.losses.symmetric import MeanAbsoluteError, ReverseCrossEntropy, Unhinged
 from robustclf.losses.transforms import EpsilonSoftmax, LogitAdjusted, LogitClipped, Temperature
@@ -71,6 +72,7 @@ __all__ = [
     "PHuberGeneralizedCrossEntropy",
     "PointwiseLoss",
     "Poly1",
+    "RegressionToClassification",
     "ReverseCrossEntropy",
     "Squentropy",
     "Sum",

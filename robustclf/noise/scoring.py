@@ -210,7 +210,7 @@ def make_noise_corrected_scorer(
     check_known("metric", [metric], _METRICS)
     if classes is None:
         classes = getattr(transition, "classes", None)
-    _inverse(check_transition(transition, None if classes is None else len(np.unique(classes))))
+    inverted(check_transition(transition, None if classes is None else len(np.unique(classes))))
     scorer: Callable[..., float] = make_scorer(
         _METRICS[metric], transition=np.asarray(transition), classes=classes
     )
@@ -262,7 +262,7 @@ def _tabulate(
         classes = unique_labels(noisy, predicted)
     given, known = check_labels(noisy, classes)
     cell = given * len(known) + check_labels(predicted, known)[0]
-    inverse = _inverse(check_transition(transition, len(known)))
+    inverse = inverted(check_transition(transition, len(known)))
     weight = row_weights(sample_weight, None, noisy, np.zeros(len(noisy), dtype=bool))
     w: Floats = np.ones(len(noisy)) if weight is None else weight
     sums, squares = (
@@ -272,7 +272,15 @@ def _tabulate(
     return _Table(sums, squares, int((w > 0).sum()), inverse)
 
 
-def _inverse(transition: Floats) -> Floats:
+def inverted(transition: Floats) -> Floats:
+    """Return inv(T), or say why there is none.
+
+    Examples
+    --------
+    >>> inverted(np.array([[0.8, 0.2], [0.0, 1.0]]))
+    array([[ 1.25, -0.25],
+           [ 0.  ,  1.  ]])
+    """
     if np.linalg.matrix_rank(transition) < len(transition):
         raise ValueError(
             "transition is singular: given labels cannot tell some true classes apart. Merge "

@@ -3,6 +3,7 @@
 from robustclf.plotting._dynamics import TrainingDynamicsDisplay
 from robustclf.plotting._losses import LossDisplay
 from robustclf.plotting._quality import LabelQualityDisplay
+from robustclf.plotting._reliability import ReliabilityDisplay
 from robustclf.plotting._robustness import NoiseRobustnessDisplay
 from robustclf.plotting._transition import TransitionDisplay
 
@@ -10,6 +11,7 @@ __all__ = [
     "LabelQualityDisplay",
     "LossDisplay",
     "NoiseRobustnessDisplay",
+    "ReliabilityDisplay",
     "TrainingDynamicsDisplay",
     "TransitionDisplay",
 ]
