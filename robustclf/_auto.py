@@ -7,7 +7,7 @@
    of given labels they predict ranks the models: it falls with the noise, but alike for all.
 3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
    cannot tell apart share the prediction.
-4. The transition matrix T counts given labels by predicted class, smoothed towards one rate.
+4. The transition matrix T is estimated from the weighted mean, by the confident joint.
 5. Each forest enters once more with T undone, :func:`robustclf.noise.clean_proba`, and steps 3
    and 4 repeat with the better predictions.
 6. The best network is trained once more through T (forward correction), and step 3 is final.
@@ -37,12 +37,11 @@ from robustclf._net import DivergenceError
 from robustclf._progress import announce
 from robustclf._registry import check_known
 from robustclf.losses import ForwardCorrected
-from robustclf.noise import NoiseRate, noise_rate
+from robustclf.noise import NoiseRate, estimate_transition, noise_rate
 from robustclf.sources import as_source
 from robustclf.strategies import GroupLasso
 
 FOLDS = 5
-SMOOTHING = 5.0  # rows that each row of the transition matrix has beside those counted
 ROUNDS = 2  # of estimating T and undoing it
 NEGLIGIBLE = 0.01  # weight of a model that is not kept
 MOST_NUMBERS = 100  # columns, beyond which an embedding of each is too dear
@@ -50,23 +49,23 @@ ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "
 
 # parameters of the classifier; `samples` stands for max_epochs
 NETWORKS: dict[str, dict[str, Any]] = {
-    "long": {"samples": 120_000},
     "dropout": {"samples": 60_000, "dropout": 0.5},
     "sparse": {"samples": 60_000, "lr": 0.002, "strategy": GroupLasso()},
-    "periodic": {"samples": 60_000, "numeric_embedding": "periodic"},
     "linear": {"samples": 90_000, "hidden": (), "dropout": 0.0, "lr": 0.05, "weight_decay": 0.1},
-    "resnet": {"samples": 60_000, "module": "resnet", "dropout": 0.3, "lr": 0.003},
+    "periodic": {"samples": 60_000, "numeric_embedding": "periodic"},
+    "resnet": {"samples": 60_000, "module": "resnet", "dropout": 0.3, "lr": 0.003, "warm_up": 0.1},
+    "long": {"samples": 120_000},
     "agce": {"samples": 60_000, "loss": "agce", "warm_up": 0.1},
 }
 FORESTS: dict[str, Any] = {
-    "forest": RandomForestClassifier(200, min_samples_leaf=5, oob_score=True),
+    "forest": RandomForestClassifier(200, min_samples_leaf=20, oob_score=True),
     "extra_trees": ExtraTreesClassifier(
         200, min_samples_leaf=3, max_features=0.5, bootstrap=True, oob_score=True
     ),
 }
 BUDGETS: dict[str, tuple[str, ...]] = {
     "fast": ("dropout", "sparse", "linear"),
-    "balanced": ("long", "dropout", "sparse", "periodic", "linear"),
+    "balanced": ("dropout", "sparse", "linear", "periodic", "resnet"),
     "best": tuple(NETWORKS),
 }
 FORWARD = {"fast": 0, "balanced": 1, "best": 2}  # networks trained once more, through T
@@ -188,17 +187,16 @@ class Labels:
         return weights
 
     def transition(self, oof: Floats) -> Floats:
-        """Count given labels by predicted class, smoothed towards one rate for all."""
-        k = self.n_classes
-        pairs = oof[self.rows].argmax(axis=1) * k + self.codes[self.rows]
-        weight = self.weight[self.rows]
-        counts = np.bincount(pairs, weight / weight.mean(), k * k).astype(np.float64).reshape(k, k)
-        stay = counts.trace() / counts.sum()
-        alike = np.full((k, k), (1 - stay) / (k - 1))
-        np.fill_diagonal(alike, stay)
-        counts = counts + SMOOTHING * alike
-        transition: Floats = counts / counts.sum(axis=1, keepdims=True)
-        return transition
+        """Return how labels were corrupted, as confident learning counts it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a class of few rows has a usable row
+            estimate = estimate_transition(
+                self.codes[self.rows],
+                oof[self.rows],
+                classes=np.arange(self.n_classes),
+                n_bootstrap=0,
+            )
+        return estimate.transition
 
 
 class Auto:
