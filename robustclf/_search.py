@@ -194,6 +194,9 @@ class Search:
             if not isinstance(trial.classifier, RobustClassifier):
                 trial.reason = f"estimator {type(trial.classifier).__name__}"
                 return trial
+            if trial.classifier._is_auto():
+                trial.reason = "loss='auto'"
+                return trial
             if params is None:
                 trial.reason = "parameters of fit for another step"
                 return trial

@@ -168,14 +168,21 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     feature_names_in_ : ndarray of shape (n_features,)
         Where X has column names that are all strings.
     net_ : skorch.NeuralNet
-        The fitted net; ``net_.module_`` is the stack of networks.
+        The fitted net; ``net_.module_`` is the stack of networks. With ``loss="auto"`` that of
+        greatest weight, which :meth:`embed` and :meth:`member_proba` ask, too.
     history_ : skorch.History
         Per epoch: ``train_loss``, ``lr``, ``dur`` and, with held-out rows, ``valid_acc``.
     encoder_ : transformer or None
+    auto_report_ : AutoReport
+        With ``loss="auto"``: what was estimated, tried and chosen.
+    mixture_ : Mixture
+        With ``loss="auto"``: models and weights that predict.
     oof_proba_ : ndarray of shape (n_samples, n_classes)
-        With ``cross_fit``: probabilities by members that did not train on the row.
+        With ``cross_fit`` or ``loss="auto"``: probabilities by members that did not train on the
+        row.
     label_quality_ : ndarray of shape (n_samples,)
-        With ``cross_fit``: out-of-fold probability of the given label; low for a wrong one.
+        With ``cross_fit`` or ``loss="auto"``: out-of-fold probability of the given label; low for a
+        wrong one.
     dynamics_ : TrainingDynamics
         With ``track_dynamics``: losses and margins of every row at every epoch, for
         :func:`robustclf.noise.find_label_issues`.
@@ -496,6 +503,13 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     def _is_auto(self) -> bool:
         return isinstance(self.loss, str) and self.loss == "auto"
 
+    def _check_one_stack(self) -> None:
+        if hasattr(self, "mixture_"):
+            raise ValueError(
+                "a mixture of networks and forests, as loss='auto' fits it, cannot be exported: "
+                "keep it with pickle or joblib, or set a loss such as 'gce'."
+            )
+
     @property
     def history_(self) -> History:
         """What was recorded of each epoch."""
@@ -574,7 +588,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         Returns
         -------
         scores : ndarray of shape (n_samples, n_classes)
-            With two classes, the difference of their logits, of shape (n_samples,).
+            With two classes, the difference of their logits, of shape (n_samples,). With
+            ``loss="auto"`` log probabilities take the place of logits.
         """
         if hasattr(self, "mixture_"):
             proba = self.predict_proba(X)
@@ -675,6 +690,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         >>> np.allclose(probabilities, clf.predict_proba(X), atol=1e-5)
         True
         """
+        self._check_one_stack()
         export_onnx(self, path, missing=missing)
 
     def export_torch(self, path: str | Path | None = None) -> torch.export.ExportedProgram:
@@ -710,6 +726,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         >>> np.allclose(network(rows).numpy(force=True), clf.predict_proba(X), atol=1e-5)
         True
         """
+        self._check_one_stack()
         return export_torch(self, path)
 
     def __reduce__(self) -> Any:

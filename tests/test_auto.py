@@ -1,0 +1,288 @@
+"""loss="auto": what it estimates, tries, weighs and keeps."""
+
+import pickle
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.datasets import load_digits, load_iris, make_classification
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from robustclf import RobustClassifier, _auto
+from robustclf._mixture import Forest, Network
+from robustclf.model_selection import RobustSearchCV
+from robustclf.noise import inject_noise
+from robustclf.strategies import GroupLasso, LabelSmoothing
+
+
+@pytest.fixture(autouse=True)
+def _few_trees(monkeypatch):
+    small = {name: clone(f).set_params(n_estimators=20) for name, f in _auto.FORESTS.items()}
+    monkeypatch.setattr(_auto, "FORESTS", small)
+
+
+def auto(**params):
+    quick = {"budget": "fast", "hidden": (16,), "max_epochs": 4, "random_state": 0}
+    return RobustClassifier(**{"loss": "auto"} | quick | params)
+
+
+@pytest.fixture(scope="module")
+def iris():
+    return load_iris(return_X_y=True)
+
+
+@pytest.fixture(scope="module")
+def fitted(iris):
+    return auto(budget="balanced", max_epochs=60).fit(*iris)
+
+
+REPEATED = "weighted rows draw other trees than repeated ones, as in scikit-learn's own forests"
+
+
+@parametrize_with_checks(
+    [auto(max_epochs=3)],
+    expected_failed_checks=lambda _: {
+        "check_sample_weight_equivalence_on_dense_data": REPEATED,
+        "check_sample_weight_equivalence_on_sparse_data": REPEATED,
+    },
+)
+def test_scikit_learn_conventions(estimator, check):
+    check(estimator)
+
+
+# What it is for -------------------------------------------------------------------------------
+
+
+def test_undoes_noise_that_one_loss_cannot():
+    X, y = load_digits(return_X_y=True)
+    X, X_test, y, y_test = train_test_split(X, y, test_size=0.5, random_state=0)
+    noisy = inject_noise(y, "pair", 0.4, random_state=0)
+    clf = RobustClassifier(loss="auto", budget="fast", random_state=0).fit(X, noisy)
+    alone = RobustClassifier(random_state=0).fit(X, noisy)
+    assert clf.score(X_test, y_test) > alone.score(X_test, y_test) + 0.05
+    assert clf.auto_report_.noise_rate.low < 0.4 < clf.auto_report_.noise_rate.high
+
+
+def test_out_of_fold_accuracy_is_honest():
+    """On labels without any sense no model, corrected or not, beats chance."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(600, 5)), rng.integers(0, 3, 600)
+    report = auto(budget="best", max_epochs=10).fit(X, y).auto_report_
+    four_deviations = 4 * np.sqrt(1 / 3 * 2 / 3 / 600)
+    assert len(report.candidates) > 10
+    for candidate in report.candidates:
+        assert candidate.accuracy < 1 / 3 + four_deviations, candidate.name
+
+
+def test_models_that_predict_fewer_labels_weigh_less():
+    codes = np.repeat([0, 1], 200)
+    good, fair = np.eye(2)[codes], np.eye(2)[codes]
+    fair[:40] = fair[:40, ::-1]
+    labels = _auto.Labels(codes, np.ones(400), np.arange(400), 2)
+    tried = [_auto.Tried(str(i), None, oof, 0.0, {}) for i, oof in enumerate((good, fair, good))]
+    weights = labels.weights(tried)
+    assert_allclose(weights.sum(), 1)
+    assert_allclose(weights[0], weights[2])
+    # 40 of 400 labels fewer, with a standard error of sqrt(.1 * .9 / 400)
+    assert_allclose(weights[1] / weights[0], np.exp(-0.1 / np.sqrt(0.09 / 400)))
+
+
+def test_weights_count_rows_by_their_weight():
+    codes = np.array([0, 1])
+    only_first = _auto.Tried("0", None, np.array([[0.9, 0.1], [0.9, 0.1]]), 0.0, {})
+    labels = _auto.Labels(codes, np.array([3.0, 1.0]), np.arange(2), 2)
+    assert labels.accuracy(only_first.oof) == 0.75
+
+
+# What it keeps --------------------------------------------------------------------------------
+
+
+def test_predicts_the_weighted_mean(fitted, iris):
+    X, _ = iris
+    mixture = fitted.mixture_
+    x = fitted.encoder_.transform(X)
+    parts = [w * m.proba(x) for w, m in zip(mixture.weights, mixture.models, strict=True)]
+    assert_allclose(sum(mixture.weights), 1)
+    assert_allclose(fitted.predict_proba(X), sum(parts), rtol=1e-5)
+    assert_allclose(np.exp(fitted.decision_function(X)), fitted.predict_proba(X), rtol=1e-5)
+    assert_array_equal(fitted.predict(X), fitted.predict_proba(X).argmax(axis=1))
+
+
+def test_report_names_what_was_tried(fitted):
+    report = fitted.auto_report_
+    names = [candidate.name for candidate in report.candidates]
+    networks = _auto.BUDGETS["balanced"]
+    assert {*networks, *_auto.FORESTS, *(f"{f} corrected" for f in _auto.FORESTS)} <= {*names}
+    assert sum(name.removesuffix(" corrected") in networks for name in names) == len(networks) + 1
+    weights = [candidate.weight for candidate in report.candidates]
+    assert weights == sorted(weights, reverse=True)
+    assert_allclose(sum(weights), 1)
+    assert_allclose(report.transition.sum(axis=1), 1)
+    for name in names:
+        assert re.search(rf"^ +{name} ", str(report), re.MULTILINE)
+
+
+def test_quality_is_the_out_of_fold_probability_of_the_label(fitted, iris):
+    _, y = iris
+    assert_allclose(fitted.oof_proba_.sum(axis=1), 1, rtol=1e-5)
+    assert_array_equal(fitted.label_quality_, fitted.oof_proba_[np.arange(len(y)), y])
+
+
+def test_all_members_of_a_network_predict(fitted):
+    networks = [m for m in fitted.mixture_.models if isinstance(m, Network)]
+    assert {model.net.n_members for model in networks} == {1 + _auto.FOLDS}
+
+
+def test_a_fit_with_another_loss_forgets_the_mixture(iris):
+    clf = auto().fit(*iris)
+    clf.set_params(loss="ce").fit(*iris)
+    assert not hasattr(clf, "mixture_")
+    assert not hasattr(clf, "auto_report_")
+
+
+def test_same_seed_same_model(iris):
+    X, y = iris
+    first, second = (auto(random_state=3).fit(X, y).predict_proba(X) for _ in range(2))
+    assert_array_equal(first, second)
+    assert abs(first - auto(random_state=4).fit(X, y).predict_proba(X)).max() > 1e-3
+
+
+def test_pickle_predicts_alike(fitted, iris):
+    copy = pickle.loads(pickle.dumps(fitted))
+    assert_array_equal(copy.predict_proba(iris[0]), fitted.predict_proba(iris[0]))
+
+
+# What the user sets -----------------------------------------------------------------------------
+
+
+def test_what_is_not_at_its_default_is_kept(iris):
+    params = {"dropout": 0.0, "strategy": "label_smoothing", "class_weight": "balanced"}
+    clf = auto(max_epochs=50, **params).fit(*iris)
+    networks = [m.net for m in clf.mixture_.models if isinstance(m, Network)]
+    assert networks
+    for net in networks:
+        assert net.module_.body.dropout.p == 0.0
+        assert net.max_epochs == 50
+        assert isinstance(net.strategies[0], LabelSmoothing)
+    widths = {layer.weight.shape[2] for layer in networks[0].module_.body.layers}
+    assert widths == {16}
+
+
+def test_candidates_differ_where_nothing_is_set(iris):
+    report = RobustClassifier(loss="auto", budget="fast", max_epochs=2, random_state=0)
+    candidates = report.fit(*iris).auto_report_.candidates
+    params = {c.name: c.params for c in candidates}
+    assert params["dropout"]["dropout"] == 0.5
+    assert isinstance(params["sparse"]["strategy"], GroupLasso)
+    assert params["linear"]["hidden"] == ()
+
+
+def test_wide_tables_have_no_embedding_of_every_number():
+    X, y = make_classification(80, _auto.MOST_NUMBERS + 1, random_state=0)
+    names = {c.name for c in auto(budget="balanced").fit(X, y).auto_report_.candidates}
+    assert "periodic" not in names
+
+
+def test_folds_are_those_of_cross_fit(iris):
+    clf = auto(cross_fit=3, max_epochs=50).fit(*iris)
+    nets = [m.net for m in clf.mixture_.models if isinstance(m, Network)]
+    assert {net.n_members for net in nets} == {4}
+
+
+def test_verbose_shows_the_report(iris, capsys):
+    auto(verbose=1).fit(*iris)
+    assert "Estimated share of wrong labels" in capsys.readouterr().out
+
+
+# Rows of all kinds ------------------------------------------------------------------------------
+
+
+def test_tables_with_text_gaps_and_rows_without_label(iris):
+    X, y = iris
+    table = pd.DataFrame(X, columns=list("abcd")).assign(e=np.where(X[:, 2] > 3, "long", "short"))
+    table.loc[::7, "a"] = np.nan
+    names = np.array(["setosa", "versicolor", "virginica"], dtype=object)[y]
+    names[::10] = None
+    with pytest.warns(UserWarning, match="15 of 150 rows have no label"):
+        clf = auto(max_epochs=20).fit(table, names)
+    assert_array_equal(np.isnan(clf.label_quality_), [name is None for name in names])
+    assert clf.score(table[1::10], names[1::10]) > 0.8
+
+
+def test_rows_of_weight_zero_are_as_good_as_absent(iris):
+    X, y = iris
+    wrong = y.copy()
+    wrong[:100:2] = 2
+    weight = np.ones(len(y))
+    weight[:100:2] = 0
+    clf = auto(max_epochs=30).fit(X, wrong, sample_weight=weight)
+    assert clf.score(X, y) > 0.8
+
+
+def test_sparse_rows(iris):
+    X, y = iris
+    clf = auto(preprocess=None, max_epochs=20).fit(sparse.csr_array(X), y)
+    assert clf.score(sparse.csr_array(X), y) > 0.8
+
+
+def test_a_class_that_no_tree_saw_has_probability_zero():
+    forest = Forest(clone(_auto.FORESTS["forest"]), n_classes=4)
+    rng = np.random.default_rng(0)
+    x, codes = rng.normal(size=(60, 2)), rng.integers(0, 2, 60) * 2 + 1
+    forest.forest.fit(x, codes)
+    assert_array_equal(forest.proba(x)[:, [0, 2]], 0)
+    bagged = forest.out_of_bag(70, np.arange(60), np.vstack([x, x[:10]]))
+    assert_allclose(bagged.sum(axis=1), 1)
+
+
+# Among other tools ------------------------------------------------------------------------------
+
+
+def test_grid_search(iris):
+    search = GridSearchCV(auto(), {"budget": ["fast"], "class_weight": [None, "balanced"]}, cv=2)
+    assert search.fit(*iris).best_score_ > 0.5
+
+
+def test_a_stacked_search_trains_it_alone(iris):
+    search = RobustSearchCV(auto(), {"weight_decay": [0.0, 0.1]}, cv=2, scoring="accuracy")
+    search.fit(*iris)
+    assert search.groups_ == ["4 alone: loss='auto'"]
+
+
+# Errors -----------------------------------------------------------------------------------------
+
+
+def test_a_network_that_diverges_is_left_out(iris, monkeypatch):
+    monkeypatch.setitem(_auto.NETWORKS, "linear", {"samples": 1, "lr": 1e38, "loss": "unhinged"})
+    with pytest.warns(UserWarning, match="'linear' of loss='auto' is left out: The training loss"):
+        clf = auto().fit(*iris)
+    assert "linear" not in {c.name for c in clf.auto_report_.candidates}
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"loss__q": 0.5}, "loss='auto' chooses the losses itself and has no parameter 'q'"),
+        ({"budget": "quick"}, "'budget' parameter of RobustClassifier must be a str among"),
+    ],
+)
+def test_parameters_that_cannot_work(iris, params, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        auto(**params).fit(*iris)
+
+
+def test_exports_say_what_can_be_done(fitted, tmp_path):
+    with pytest.raises(ValueError, match="cannot be exported: keep it with pickle"):
+        fitted.export_onnx(tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="cannot be exported"):
+        fitted.export_torch()
+
+
+def test_chunks_need_another_loss():
+    assert not hasattr(auto(), "partial_fit")
+    assert hasattr(auto(loss="gce"), "partial_fit")
