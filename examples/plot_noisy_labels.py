@@ -36,14 +36,13 @@ def symmetric_noise(y, rate, seed=0):
 # %%
 # Accuracy on clean test labels
 # -----------------------------
-# Everything is at its default, but in the second row a strategy, early-learning regularisation,
-# joins in, and scikit-learn's network gets the scaling and the early stopping that it needs.
+# Everything is at its default, but in the second row several networks and forests are weighed by
+# the labels they did not learn from, and scikit-learn's network gets the scaling and the early
+# stopping that it needs.
 
 models = {
     "RobustClassifier": RobustClassifier(random_state=0),
-    "RobustClassifier (cross entropy, ELR)": RobustClassifier(
-        loss="ce", strategy="elr", random_state=0
-    ),
+    "RobustClassifier (loss='auto')": RobustClassifier(loss="auto", random_state=0),
     "MLPClassifier (scaled, early stopping)": make_pipeline(
         StandardScaler(), MLPClassifier(early_stopping=True, random_state=0)
     ),

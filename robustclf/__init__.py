@@ -1,5 +1,6 @@
 """Classification when labels are wrong: robust losses and training strategies for tables."""
 
+from robustclf._auto import AutoReport
 from robustclf._version import __version__ as __version__
 from robustclf.classifier import RobustClassifier
 from robustclf.losses import list_losses, make_loss
@@ -9,6 +10,7 @@ from robustclf.strategies import list_strategies, make_strategy
 
 __all__ = [
     "ArraySource",
+    "AutoReport",
     "DatasetSource",
     "ParquetSource",
     "RobustClassifier",

@@ -112,6 +112,18 @@ class AutoReport:
         All models, the one of greatest weight first.
     accuracy : float
         Share of the given labels that the weighted mean predicts out of fold.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from robustclf import RobustClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = RobustClassifier(loss="auto", budget="fast", random_state=0).fit(X, y)
+    >>> print(clf.auto_report_)
+    Estimated share of wrong labels: 0.0... (0.000 to ...)
+    Predicts 0.9... of the given labels out of fold, weighing
+      model                    predicts  weight  seconds
+    ...
     """
 
     noise_rate: NoiseRate

@@ -435,6 +435,7 @@ def test_hooks_that_do_nothing_are_not_called():
         "feature_swap": ["on_batch"],
         "group_balance": ["epoch_rows", "on_batch"],
         "group_dro": ["weigh"],
+        "group_lasso": ["penalty"],
         "group_loss_resample": ["epoch_rows", "on_batch"],
         "holistic_robust": ["weigh"],
         "infobatch": ["epoch_rows", "on_batch", "weigh", "on_batch_end"],

@@ -22,6 +22,7 @@ from robustclf.strategies import (
     DecoupledMixup,
     FeatureNoise,
     FeatureSwap,
+    GroupLasso,
     JoCoR,
     LabelSmoothing,
     MeanEntropy,
@@ -32,7 +33,7 @@ from robustclf.strategies import (
 
 N, K, M = 12, 3, 2
 ALIASES = ["bootstrap", "refurbish", "selc", "adversarial", "decoupled_mixup"]
-ALIASES += ["feature_noise", "feature_swap", "entropy", "jocor", "l1", "vat"]
+ALIASES += ["feature_noise", "feature_swap", "entropy", "group_lasso", "jocor", "l1", "vat"]
 
 
 @pytest.fixture(autouse=True)
@@ -271,6 +272,31 @@ def test_l1_is_the_sum_and_its_gradient_the_sign_for_each_member(kind):
     assert_close(L1(lam=0.1).penalty(net, None, z[:1]), penalty[:1])
 
 
+def test_group_lasso_is_the_norm_of_each_input_for_each_member():
+    module = network()
+    first = next(p for p in module.body.parameters() if p.ndim == 3)
+    net, z = SimpleNamespace(module_=module, n_stacked=M), torch.zeros(M, N, K).double()
+    penalty = GroupLasso(lam=0.1).penalty(net, None, z)
+    norms = [sum(row.square().sum().sqrt() for row in member) for member in first]
+    assert_close(penalty, 0.1 * torch.stack(norms).unsqueeze(1))
+
+
+def test_group_lasso_leaves_inputs_out():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 10))
+    y = (X[:, 0] + X[:, 1] > 0).astype(int)
+    params = {"hidden": (16,), "max_epochs": 300, "lr": 0.01, "dropout": 0.0, "random_state": 0}
+    clf = RobustClassifier(strategy=GroupLasso(0.03), **params).fit(X, y)
+    norms = clf.net_.module_.body.layers[0].weight.detach().norm(dim=2)[0]
+    assert norms[2:].max() < 0.1 * norms[:2].min()
+
+
+def test_group_lasso_needs_a_first_layer_of_this_package(iris):
+    clf = RobustClassifier(module=torch.nn.Linear, strategy="group_lasso", max_epochs=1)
+    with pytest.raises(ValueError, match="penalises the first layer of a module of this package"):
+        clf.fit(*iris)
+
+
 def test_virtual_adversarial_penalty_is_the_divergence_in_the_worst_direction(batch):
     net, batch.weight = stub(), torch.ones(M, N, dtype=torch.float64)
     vat = VirtualAdversarial(eps=0.01, n_iter=30)
@@ -365,6 +391,7 @@ REFUSED = {
     "random_start must be True or False": Adversarial(random_start=1),
     "lam must lie in [0, inf), got -1": MeanEntropy(-1),
     "lam must lie in [0, inf), got 'a'": L1("a"),
+    "lam must lie in [0, inf), got -2": GroupLasso(-2),
     "xi must lie in (0, inf)": VirtualAdversarial(xi=0),
     "lam must lie in [0, 1], got 2": JoCoR(lam=2),
 }
