@@ -31,7 +31,7 @@ from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.utils import check_random_state
 
-from robustclf._build import auto_epochs, fit_encoder, make_strategies
+from robustclf._build import Prepared, auto_epochs, fit_encoder, make_strategies
 from robustclf._mixture import Floats, Forest, Mixture, Network
 from robustclf._net import DivergenceError
 from robustclf._progress import announce
@@ -165,6 +165,14 @@ class Labels:
     rows: NDArray[np.intp]
     n_classes: int
 
+    @classmethod
+    def of(cls, prepared: Prepared) -> Labels:
+        """Return the labels of the rows that networks are cross-fitted on."""
+        codes, weight = prepared.data.y, prepared.data.weight[0]
+        assert prepared.folds is not None
+        rows = np.flatnonzero(prepared.folds >= 0)
+        return cls(codes.numpy(force=True), weight.numpy(force=True), rows, len(prepared.classes))
+
     def right(self, oof: Floats) -> Floats:
         """Return which given labels are predicted, 0 or 1."""
         right: Floats = oof[self.rows].argmax(axis=1) == self.codes[self.rows]
@@ -242,16 +250,21 @@ class Auto:
         self.own = {k for k in DECIDED if _differs(clf, k)}
         self.encoder: Any = None
         self.x: Any = None
-        self.labels: Labels | None = None
+        self.labels: Labels
+        self.missing: NDArray[np.bool_]
         self.first: dict[str, Any] = {}
         self.interrupted = False
 
     def run(self) -> dict[str, Any]:
         """Return what the classifier has learned."""
         tried = list(self._networks())
+        if not tried:
+            raise DivergenceError(
+                "No network of loss='auto' could be trained (the warnings say why): try a smaller "
+                f"lr than {self.clf.lr:g}, or leave it at its default."
+            )
         tried += [self._forest(name) for name in FORESTS]
         labels = self.labels
-        assert labels is not None
         corrected: list[Tried] = []
         for _ in range(ROUNDS):
             transition = labels.transition(labels.mixed([*tried, *corrected]))
@@ -262,6 +275,12 @@ class Auto:
         for best in ranked[: FORWARD[self.clf.budget]]:
             loss = ForwardCorrected("ce", transition=transition)
             tried += self._network(f"{best.name} corrected", best.params | {"loss": loss})
+        if self.interrupted:
+            warnings.warn(
+                "The fit was interrupted; the mixture is of what was trained until then.",
+                UserWarning,
+                stacklevel=4,
+            )
         return self._learned(tried, transition)
 
     def _networks(self) -> Iterator[Tried]:
@@ -282,24 +301,19 @@ class Auto:
         params = self._params(settings)
         candidate = clone(self.clf).set_params(**params)
         prepared = candidate._prepare(**self.data, encoded=self._encoded)
+        if not self.first:
+            self.first = {"classes_": prepared.classes, "encoder_": prepared.encoder}
+            self.labels, self.missing = Labels.of(prepared), prepared.missing
         try:
             prepared.train()
         except DivergenceError as error:
             warnings.warn(f"{name!r} of loss='auto' is left out: {error}", stacklevel=2)
             return
         learned = prepared.fitted(every_member=True)
-        self.interrupted = learned["net_"].interrupted_
-        if self.labels is None:
-            rows = np.flatnonzero(prepared.folds >= 0)
-            codes, weight = prepared.data.y, prepared.data.weight[0]
-            self.labels = Labels(
-                codes.numpy(force=True), weight.numpy(force=True), rows, len(prepared.classes)
-            )
-            self.first = {"classes_": prepared.classes, "encoder_": prepared.encoder}
-            self.missing = prepared.missing
-        oof = learned["oof_proba_"]
+        net, oof = learned["net_"], learned["oof_proba_"]
+        self.interrupted = net.interrupted_
         seconds = time.perf_counter() - started
-        yield Tried(name, Network(learned["net_"]), oof, seconds, settings, learned)
+        yield Tried(name, Network(net), oof, seconds, settings, learned)
 
     def _params(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return the parameters of a candidate: what the user chose is kept."""
@@ -323,7 +337,6 @@ class Auto:
     def _forest(self, name: str) -> Tried:
         started = time.perf_counter()
         labels = self.labels
-        assert labels is not None
         forest = clone(FORESTS[name]).set_params(random_state=self.seed)
         rows, codes = labels.rows, labels.codes
         with warnings.catch_warnings():
@@ -342,7 +355,6 @@ class Auto:
 
     def _learned(self, tried: list[Tried], transition: Floats) -> dict[str, Any]:
         labels = self.labels
-        assert labels is not None
         weights = labels.weights(tried)
         weights = np.where(weights < NEGLIGIBLE, 0.0, weights)
         weights /= weights.sum()
@@ -360,19 +372,14 @@ class Auto:
         kept = [k for k in order if weights[k] > 0]
         best = next(tried[k] for k in order if tried[k].learned)
         quality = oof[np.arange(len(oof)), labels.codes]
+        models = [tried[k].model for k in kept]
         learned = {k: v for k, v in best.learned.items() if k in ("net_", "dynamics_")}
-        return (
-            self.first
-            | learned
-            | {
-                "mixture_": Mixture(
-                    [float(weights[k]) for k in kept], [tried[k].model for k in kept]
-                ),
-                "auto_report_": report,
-                "oof_proba_": oof,
-                "label_quality_": np.where(self.missing, np.nan, quality),
-            }
-        )
+        learned |= self.first
+        learned["mixture_"] = Mixture([float(weights[k]) for k in kept], models)
+        learned["auto_report_"] = report
+        learned["oof_proba_"] = oof
+        learned["label_quality_"] = np.where(self.missing, np.nan, quality)
+        return learned
 
 
 def _mixed(weights: Floats, tried: Sequence[Tried]) -> Floats:

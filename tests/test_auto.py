@@ -12,9 +12,11 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris, make_classification
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from skorch.callbacks import Callback
 
 from robustclf import RobustClassifier, _auto
 from robustclf._mixture import Forest, Network
+from robustclf._net import DivergenceError
 from robustclf.model_selection import RobustSearchCV
 from robustclf.noise import inject_noise
 from robustclf.strategies import GroupLasso, LabelSmoothing
@@ -262,6 +264,26 @@ def test_a_network_that_diverges_is_left_out(iris, monkeypatch):
     with pytest.warns(UserWarning, match="'linear' of loss='auto' is left out: The training loss"):
         clf = auto().fit(*iris)
     assert "linear" not in {c.name for c in clf.auto_report_.candidates}
+
+
+def test_no_network_at_all_is_an_error(iris):
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(DivergenceError, match="No network of loss='auto' could be trained"),
+    ):
+        auto(lr=1e38, strategy="entropy").fit(*iris)
+
+
+def test_an_interruption_keeps_what_was_trained(iris):
+    class Impatient(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="was interrupted; the mixture is of what was trained"):
+        clf = auto(callbacks=[Impatient()]).fit(*iris)
+    names = {candidate.name for candidate in clf.auto_report_.candidates}
+    assert {"dropout", "forest"} <= names
+    assert "sparse" not in names
 
 
 @pytest.mark.parametrize(
