@@ -21,7 +21,9 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 # design: "Layers (imports point down only)"; one line is one layer
 LAYERS = [
     {"_random", "_version"},
-    {"_files", "_held_out", "_registry", "_rows", "_distributed", "preprocessing"},
+    {"_files", "_registry", "_rows", "_distributed", "preprocessing"},
+    {"_held_out"},
+    {"_wrapped"},
     {
         "_device",
         "_params",
@@ -47,7 +49,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-WITHOUT_TORCH = {"preprocessing", "_held_out", "_rows", "_registry", "_params"}
+WITHOUT_TORCH = {"preprocessing", "_held_out", "_wrapped", "_rows", "_registry", "_params"}
 WITHOUT_TORCH |= {"noise", "conformal", "ood", "calibration", "metrics"}
 
 

@@ -348,7 +348,7 @@ def test_a_class_that_a_fold_lacks():
         ({"noise": 1.5}, r"rate must be in \[0, 1\), got 1.5"),
         ({"noise": 2 / 3}, "transition is singular"),
         ({"noise": [[1, 0], [0, 1]]}, "2 x 2 for 3 classes"),
-        ({"cv": TimeSeriesSplit(3)}, "each row into exactly one test fold"),
+        ({"cv": TimeSeriesSplit(3)}, "hold out each row once, got 300 rows in no fold"),
         ({"swap": 1.5}, "'swap' parameter"),
     ],
 )

@@ -14,9 +14,8 @@ from robustclf.conformal import APS, DKW, LAC, RAPS, Score, TopK, conformal_quan
 from robustclf.conformal._calibration import Calibration
 from robustclf.conformal._corrections import CORRECTIONS, alias_of, choose
 from robustclf.conformal._deviations import expected_maximum, largest_excess
-from robustclf.conformal._evidence import Evidence
+from robustclf.conformal._evidence import Evidence, Noise
 from robustclf.conformal._levels import FoldLevels, Levels, steps
-from robustclf.conformal._noise import Noise
 from robustclf.conformal._scores import SCORES, row_uniforms
 from robustclf.noise import pair_transition, uniform_transition
 
