@@ -56,7 +56,7 @@ def covered(clf, X, y, **params):
 
 @parametrize_with_checks(
     [
-        ConformalClassifier(LogisticRegression(), random_state=0),
+        ConformalClassifier(LogisticRegression(), cv=2, random_state=0),
         ConformalClassifier(
             LogisticRegression(), score="aps", coverage="class", noise=0.1, cv=None, random_state=0
         ),
@@ -117,8 +117,8 @@ def test_folds_are_those_of_cross_conformal_prediction(blobs):
 def test_a_cross_fitted_network_calibrates_on_all_rows_in_one_fit(blobs):
     X, y, noisy = blobs
     network = RobustClassifier(hidden=(16,), max_epochs=6, cross_fit=3, random_state=0)
-    clf = conformal(network, noise=0.2).fit(X[:2000], noisy[:2000])
-    assert clf.n_calibration_ == 2000
+    clf = conformal(network, noise=0.2).fit(X[:1500], noisy[:1500])
+    assert clf.n_calibration_ == 1500
     assert not hasattr(clf, "estimators_")
     oof = clf.estimator_.oof_proba_.astype(float)
     assert_allclose(clf.calibration_.evidence[0].scores, 1 - oof, atol=1e-6)
@@ -290,6 +290,7 @@ def test_is_an_estimator_like_any_other(blobs):
     fitted = conformal(score="aps", noise=0.2, cv=3).fit(X, noisy)
     again = pickle.loads(pickle.dumps(fitted))
     assert_array_equal(again.predict_set(X), fitted.predict_set(X))
+    assert not hasattr(ConformalClassifier(LogisticRegression()), "decision_function")
     inside = conformal(make_pipeline(StandardScaler(), LogisticRegression())).fit(X, noisy)
     assert inside.decision_function(X).shape == (3000, 3)
 
@@ -401,14 +402,14 @@ def test_label_sets_cover(tags):
     X, Y, each = tags
     for alpha in (0.1, 0.4):
         shares = []
-        for seed in range(12):
+        for seed in range(8):
             order = np.random.RandomState(seed).permutation(1500)
             clf = MultilabelConformalClassifier(
                 each, cv=None, calibration_size=0.5, random_state=seed
             )
             clf.fit(X[order[:700]], Y[order[:700]])
             shares.append(clf.contains(X[order[700:]], Y[order[700:]], alpha).mean())
-        assert abs(np.mean(shares) - 1 + alpha) < 4 * np.std(shares) / np.sqrt(11)
+        assert abs(np.mean(shares) - 1 + alpha) < 4 * np.std(shares) / np.sqrt(7)
 
 
 def test_many_labels_are_never_listed():

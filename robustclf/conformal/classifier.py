@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import indexable
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.metaestimators import available_if
@@ -29,7 +30,7 @@ from robustclf.conformal._scores import SCORES, Score, row_uniforms
 
 def _estimator_has(name: str) -> Callable[[Any], bool]:
     def check(self: Any) -> bool:
-        if hasattr(self, "estimators_"):
+        if self._folds_predict():
             raise AttributeError(f"{name} is of one classifier, got cv={self.cv!r}.")
         getattr(self.estimator_ if hasattr(self, "estimator_") else self.estimator, name)
         return True
@@ -285,6 +286,14 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
         codes = encode_labels(as_labels(y, self.classes_), self.classes_)
         rng = generator(self.random_state)
         return self._calibrate(self.predict_proba(X), codes, groups, rng)
+
+    def _folds_predict(self) -> bool:
+        """Whether a fit keeps, or would keep, a classifier for each fold."""
+        if hasattr(self, "classes_"):
+            return hasattr(self, "estimators_")
+        crosses = "cross_fit" in self.estimator.get_params(deep=False)
+        one = isinstance(self.estimator, FrozenEstimator) or self.cv is None
+        return not (one or (crosses and isinstance(self.cv, Integral)))
 
     def _check_names(self) -> None:
         score = vars(self)["score"]
