@@ -61,11 +61,11 @@ def sine(n, rng):
 def test_coverage_over_calibrations(n):
     rng = np.random.default_rng(0)
     covered = 0
-    for _ in range(400):
+    for _ in range(300):
         X, y = drawn(n + 1, rng)
         sets = ConformalRegressor(FrozenEstimator(Bins()), bins=EDGES).fit(X[:n], y[:n])
         covered += sets.covers(X[n:], y[n:], 0.1)[0]
-    low, high = binom.ppf([1e-4, 1 - 1e-4], 400, [0.9, 0.9 + 1 / (n + 1)])
+    low, high = binom.ppf([1e-4, 1 - 1e-4], 300, [0.9, 0.9 + 1 / (n + 1)])
     assert low <= covered <= high
 
 

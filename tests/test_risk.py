@@ -262,8 +262,8 @@ def test_nothing_certified():
 
 @parametrize_with_checks(
     [
-        RiskController(LogisticRegression(), random_state=0),
-        LearnThenTest(LogisticRegression(), random_state=0),
+        RiskController(LogisticRegression(), cv=2, random_state=0),
+        LearnThenTest(GaussianNB(), random_state=0),
     ]
 )
 def test_scikit_learns_checks(estimator, check):
@@ -288,14 +288,14 @@ def test_are_estimators_like_any_other(cls):
 
 @pytest.mark.parametrize(
     "estimator",
-    [RandomForestClassifier(20, random_state=0), OneVsRestClassifier(LogisticRegression())],
+    [RandomForestClassifier(10, random_state=0), OneVsRestClassifier(LogisticRegression())],
     ids=["list of probabilities", "columns"],
 )
 @pytest.mark.parametrize("frozen", [False, True])
 def test_rows_of_several_labels(estimator, frozen):
     X, Y = make_multilabel_classification(1500, n_classes=5, random_state=0)
     base = clone(estimator).fit(X[:500], Y[:500])
-    control = RiskController(FrozenEstimator(base) if frozen else estimator, random_state=0)
+    control = RiskController(FrozenEstimator(base) if frozen else estimator, cv=3, random_state=0)
     control.fit(X[500:1000], Y[500:1000])
     sets = control.predict_set(X[1000:], 0.2)
     assert sets.shape == (500, 5)

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from robustclf._held_out import class_proba
+
 Floats = NDArray[np.float64]
 
 MOST_CLASSES = 4  # whose probabilities are compared
@@ -54,6 +56,10 @@ class Views:
                 view.isetitem(int(j), other.iloc[:, j].array)
             views.append(view)
         return views
+
+    def proba(self, fitted: Any, X: Any, classes: NDArray[Any]) -> Floats:
+        """Return what a classifier says of all of these, ``(row, 1 + view, class)``."""
+        return np.stack([class_proba(fitted, view, classes) for view in self(X)], axis=1)
 
 
 def view_features(proba: Floats) -> Floats:

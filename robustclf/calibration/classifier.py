@@ -8,25 +8,23 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
-from sklearn.utils import get_tags, indexable
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, has_fit_parameter
 
-from robustclf._held_out import generator, held_out_proba
-from robustclf._rows import as_labels
+from robustclf._held_out import class_proba, generator, hold_out
+from robustclf._wrapped import CALIBRATION_CONSTRAINTS, WrappedClassifier
 from robustclf.calibration._maps import Calibrating, RowTemperature, Temperature, Vector
 from robustclf.calibration._views import Views, view_features
-from robustclf.noise._given import given_transition
+from robustclf.noise._given import NOISE_CONSTRAINTS, given_transition
 from robustclf.noise._inputs import check_proba
-from robustclf.noise.matrices import CONVENTIONS
 
 Floats = NDArray[np.float64]
 
 TINY = 1e-12  # a probability that is as good as none
 
 
-class RobustCalibrator(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
+class RobustCalibrator(WrappedClassifier):
     r"""Calibrate a classifier for the true labels, with labels of which some are wrong.
 
     Calibration to noisy labels learns the noise too: it makes a classifier that is rightly sure
@@ -45,16 +43,24 @@ class RobustCalibrator(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     ----------
     estimator : classifier with predict_proba
         Is cloned. One in :class:`~sklearn.frozen.FrozenEstimator` is taken as fitted, and all rows
-        calibrate it. One with a parameter ``cross_fit`` gives out-of-fold probabilities in one fit.
+        calibrate it.
     method : {"temperature", "vector", "correctness"}, default="temperature"
         How logits are changed. "temperature" keeps all predictions, and so does "correctness".
     noise : float, array-like of shape (n_classes, n_classes), "estimate" or None, default=None
-        Rate of uniform noise, the transition matrix (rows are true classes), or "estimate": that of
-        :func:`~robustclf.noise.estimate_transition`, from the probabilities that are calibrated.
+        How labels were made wrong: uniformly at a rate, by a transition matrix (rows are true
+        classes), not at all (None), or as the calibration rows show, by
+        :func:`~robustclf.noise.estimate_transition`. Estimate only with a classifier that is right
+        where it is surest: any other has its own errors counted as noise, and becomes
+        overconfident.
     noise_convention : {"rest", "all"}, default="rest"
         What a rate counts: wrong labels, or labels drawn from all classes.
-    cv : int or splitter, default=5
-        Folds whose probabilities calibrate the classifier that is fitted to all rows.
+    cv : int, splitter or None, default=5
+        Folds that calibrate, each by a classifier that did not see it; then one of all rows takes
+        their place. An estimator with a parameter ``cross_fit``, such as
+        :class:`~robustclf.RobustClassifier`, does this in one fit, except for "correctness". None
+        holds rows out instead.
+    calibration_size : float in (0, 1), default=0.25
+        Share of the rows that is held out, stratified by the given labels.
     n_views : int, default=4
         Copies of a row with swapped columns, for "correctness".
     swap : float, default=0.2
@@ -62,7 +68,7 @@ class RobustCalibrator(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     n_jobs : int or None, default=None
         Folds fitted at a time.
     random_state : int, RandomState or None, default=None
-        Deals the rows to folds, draws views and the network.
+        Governs which rows are held out, the folds, the views and the network.
 
     Attributes
     ----------
@@ -105,13 +111,11 @@ class RobustCalibrator(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     _parameter_constraints = {  # noqa: RUF012 (scikit-learn's convention)
         "estimator": [HasMethods(["fit", "predict", "predict_proba"])],
         "method": [StrOptions({"temperature", "vector", "correctness"})],
-        "noise": [None, Real, "array-like", StrOptions({"estimate"}), HasMethods("__array__")],
-        "noise_convention": [StrOptions(set(CONVENTIONS))],
-        "cv": ["cv_object"],
         "n_views": [Interval(Integral, 1, None, closed="left")],
         "swap": [Interval(Real, 0, 1, closed="neither")],
         "n_jobs": [None, Integral],
-        "random_state": ["random_state"],
+        **NOISE_CONSTRAINTS,
+        **CALIBRATION_CONSTRAINTS,
     }
 
     def __init__(
@@ -122,6 +126,7 @@ class RobustCalibrator(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         noise: Any = None,
         noise_convention: str = "rest",
         cv: Any = 5,
+        calibration_size: float = 0.25,
         n_views: int = 4,
         swap: float = 0.2,
         n_jobs: int | None = None,
@@ -132,6 +137,7 @@ class RobustCalibrator(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         self.noise = noise
         self.noise_convention = noise_convention
         self.cv = cv
+        self.calibration_size = calibration_size
         self.n_views = n_views
         self.swap = swap
         self.n_jobs = n_jobs
@@ -158,39 +164,42 @@ class RobustCalibrator(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             If there is one class only, the noise does not fit the classes or cannot be undone.
         """
         self._validate_params()
-        if y is None:
-            raise ValueError("RobustCalibrator requires y to be passed, but the target y is None.")
-        X, _ = indexable(X, y)
-        labels = as_labels(y)
-        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        X, labels = self._labelled(X, y)
+        known = self._weights(sample_weight, X)
         rng = generator(self.random_state)
         views = None
         if self.method == "correctness":
             views = Views.draw(X, self.n_views, self.swap, rng)
-        held = held_out_proba(
+        held = hold_out(
             self.estimator,
             X,
             labels,
             cv=self.cv,
-            weight=weight,
-            views=views,
+            calibration_size=self.calibration_size,
+            params=known,
+            answer=class_proba if views is None else views.proba,
             n_jobs=self.n_jobs,
             random_state=rng,
         )
-        proba = held.proba if views is None else held.proba[:, 0]
-        codes, p, self.classes_ = check_proba(labels, proba, held.classes)
-        self.estimator_, self._views = held.estimator, views
+        self.classes_, self._views = held.classes, views
+        self._take(held.estimators[0])
+        own = held.proba if views is None else held.proba[:, 0]
+        codes, p, _ = check_proba(held.codes, own, np.arange(len(self.classes_)))
         self.transition_ = given_transition(
             self.noise, self.classes_, self.noise_convention, codes=codes, proba=p
         )
-        rows = Calibrating(
-            _logits(p), codes, self.transition_, np.ones(len(codes)) if weight is None else weight
-        )
-        self._fit_map(rows, held.proba, rng)
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.estimator_, name):
-                setattr(self, name, getattr(self.estimator_, name))
+        weight = known.get("sample_weight", np.ones(len(labels)))[held.rows]
+        self._fit_map(Calibrating(_logits(p), codes, self.transition_, weight), held.proba, rng)
         return self
+
+    def _weights(self, sample_weight: ArrayLike | None, X: Any) -> dict[str, Floats]:
+        if sample_weight is None:
+            return {}
+        frozen = isinstance(self.estimator, FrozenEstimator)
+        if not frozen and not has_fit_parameter(self.estimator, "sample_weight"):
+            name = type(self.estimator).__name__
+            raise ValueError(f"{name} takes no sample_weight: leave it out.")
+        return {"sample_weight": _check_sample_weight(sample_weight, X)}
 
     def _fit_map(self, rows: Calibrating, proba: Floats, rng: np.random.RandomState) -> None:
         """Fit what changes the logits."""
@@ -242,7 +251,6 @@ class RobustCalibrator(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags = get_tags(self.estimator).input_tags
         tags.input_tags.sparse &= self.method != "correctness"
         return tags
 

@@ -57,7 +57,9 @@ def reliability_curve(
     proba : array-like of shape (n_samples, n_classes)
         Probabilities in the order of the classes.
     noise : float, array-like of shape (n_classes, n_classes), "estimate" or None, default=None
-        Rate of uniform noise, or the transition matrix (rows are true classes).
+        How labels were made wrong: uniformly at a rate, by a transition matrix (rows are true
+        classes), not at all (None), or as these rows show, for a classifier that is right where it
+        is surest: any other has its own errors counted as noise.
     noise_convention : {"rest", "all"}, default="rest"
         What a rate counts: wrong labels, or labels drawn from all classes.
     n_bins : int, default=15

@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from robustclf.conformal._corrections import Chosen, Correction, choose
 from robustclf.conformal._coverage import Partition, partition
-from robustclf.conformal._evidence import Evidence
+from robustclf.conformal._evidence import Codes, Evidence, Floats, Noise
 from robustclf.conformal._levels import SLACK, Either, FoldLevels, Levels
-from robustclf.conformal._noise import Codes, Floats, Noise
 
 
 @dataclass(frozen=True, eq=False)

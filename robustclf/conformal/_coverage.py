@@ -11,9 +11,8 @@ from sklearn.cluster import KMeans
 from sklearn.utils import column_or_1d
 
 from robustclf._registry import check_known
-from robustclf.conformal._evidence import Evidence
+from robustclf.conformal._evidence import Codes, Evidence, Floats, Noise
 from robustclf.conformal._levels import steps
-from robustclf.conformal._noise import Codes, Floats, Noise
 
 COVERAGES = ("marginal", "class", "group", "cluster")
 EMBEDDED = (0.5, 0.6, 0.7, 0.8, 0.9)  # quantiles of its scores that describe a class

@@ -1,4 +1,4 @@
-"""Rows and classes that share a threshold, and what their labels say of the true ones."""
+"""What given labels say of the true ones, of rows and classes that share a threshold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,54 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from robustclf.conformal._noise import Floats, Noise
+from robustclf.noise._guards import LARGEST_CONDITION
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int64]
+
+UNIFORM = 1e-12  # difference of entries that are taken as equal
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """How labels were made wrong.
+
+    Attributes
+    ----------
+    transition : ndarray of shape (n_classes, n_classes)
+        Probability of each given label (column) for each true class (row).
+
+    Examples
+    --------
+    >>> from robustclf.noise import uniform_transition
+    >>> noise = Noise(uniform_transition(0.15, 4))
+    >>> round(noise.uniform, 12), noise.inverse[0].round(4)
+    (0.2, array([ 1.1875, -0.0625, -0.0625, -0.0625]))
+    """
+
+    transition: Floats
+
+    @property
+    def clean(self) -> bool:
+        """Whether no label is wrong."""
+        return bool((self.transition == np.eye(len(self.transition))).all())
+
+    @cached_property
+    def uniform(self) -> float | None:
+        """Share of labels drawn from all classes alike; None where noise is of another kind."""
+        k = len(self.transition)
+        apart = self.transition[~np.eye(k, dtype=bool)]
+        share = float(apart.mean() * k)
+        return share if np.ptp(apart) < UNIFORM and share < 1 else None
+
+    @cached_property
+    def inverse(self) -> Floats | None:
+        """Weight of a row for each true class, by its label; None where T is close to singular."""
+        if self.clean:
+            return self.transition
+        if np.linalg.cond(self.transition) > LARGEST_CONDITION:
+            return None
+        return np.asarray(np.linalg.inv(self.transition), dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -187,3 +187,21 @@ def conformal_quantile(scores: ArrayLike, alpha: ArrayLike) -> Floats:
     array([18., 19., inf])
     """
     return Levels.textbook(scores).threshold(alpha)
+
+
+def check_alpha(alpha: ArrayLike) -> Floats:
+    """Return levels as a vector; ``ValueError`` if some are not in (0, 1)."""
+    alphas = np.atleast_1d(np.asarray(alpha, dtype=np.float64))
+    if alphas.ndim != 1 or not len(alphas) or not ((alphas > 0) & (alphas < 1)).all():
+        raise ValueError(
+            f"alpha must be in (0, 1), got {alpha!r}: one number, or several in a list. It is the "
+            "share of what is true that sets may miss: 0.1 for sets that hold 90 %."
+        )
+    return alphas
+
+
+def check_one_alpha(alpha: ArrayLike) -> float:
+    """Return a level; ``ValueError`` if it is several, or not in (0, 1)."""
+    if np.ndim(alpha):
+        raise ValueError(f"alpha must be one number, got {alpha!r}.")
+    return float(check_alpha(alpha)[0])

@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import get_tags, indexable
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils import indexable
+from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from robustclf._held_out import class_proba, generator, hold_out
 from robustclf._registry import check_known
 from robustclf._rows import as_labels, encode_labels
 from robustclf.conformal._calibration import Calibration
 from robustclf.conformal._corrections import CORRECTIONS, Correction
 from robustclf.conformal._coverage import COVERAGES, read_groups, refuse_groups
-from robustclf.conformal._fitting import (
-    Fitted,
-    Table,
-    class_proba,
-    fit_crossed,
-    fit_folds,
-    fit_split,
-    generator,
-)
-from robustclf.conformal._noise import read_noise
+from robustclf.conformal._evidence import Codes, Floats, Noise
+from robustclf.conformal._levels import check_alpha
+from robustclf.conformal._noise_aware import CONSTRAINTS, NoiseAwareClassifier
 from robustclf.conformal._parameter import ScoreParameter
 from robustclf.conformal._scores import SCORES, Score, row_uniforms
-from robustclf.noise._inputs import check_labels, check_proba
-from robustclf.noise.matrices import CONVENTIONS
-from robustclf.noise.rate import NoiseRate
-from robustclf.noise.transition import TransitionEstimate
-
-Floats = NDArray[np.float64]
 
 
 def _estimator_has(name: str) -> Callable[[Any], bool]:
     def check(self: Any) -> bool:
-        if self.cv is not None:
+        if self._folds_predict():
             raise AttributeError(f"{name} is of one classifier, got cv={self.cv!r}.")
         getattr(self.estimator_ if hasattr(self, "estimator_") else self.estimator, name)
         return True
@@ -50,7 +38,7 @@ def _estimator_has(name: str) -> Callable[[Any], bool]:
     return check
 
 
-class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
+class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
     r"""Sets of classes that hold the true one in a share :math:`1 - \alpha` of the rows.
 
     A class is kept where its score is at most that of :math:`1 - \alpha` of the calibration rows,
@@ -66,28 +54,31 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
     Parameters
     ----------
     estimator : classifier with predict_proba
-        Is cloned. Around one in a :class:`~sklearn.frozen.FrozenEstimator`, which is fitted, all
-        rows calibrate.
+        Is cloned. One in :class:`~sklearn.frozen.FrozenEstimator` is taken as fitted, and all rows
+        calibrate it.
     score : {"lac", "topk", "aps", "raps", "saps", "margin"} or Score, default="lac"
         How ill a class suits a row. ``"lac"`` has the smallest sets, ``"aps"`` larger ones for
         harder rows. The method ``score`` gives the accuracy, as always.
     coverage : {"marginal", "class", "group", "cluster"}, default="marginal"
         For which rows coverage holds: all together, those of each true class, those of each group,
         or of each cluster of classes with similar scores.
-    noise : None, float, array-like of shape (n_classes, n_classes) or "estimate", default=None
-        How labels were made wrong: not at all, at a rate and uniformly, by a transition matrix with
-        a row for each true class, or as the calibration rows show, by the safe lower bound of
-        :func:`~robustclf.noise.noise_rate`: too small a rate gives sets too large, too large a
-        rate breaks the coverage. The bound needs a classifier that is right where it is surest.
+    noise : float, array-like of shape (n_classes, n_classes), "estimate" or None, default=None
+        How labels were made wrong: uniformly at a rate, by a transition matrix (rows are true
+        classes), not at all (None), or as the calibration rows show, by the lower bound of
+        :func:`~robustclf.noise.noise_rate`. Estimate only with a classifier that is right where it
+        is surest: any other has its own errors counted as noise, and too large a rate breaks the
+        promise. Too small a one keeps it.
     correction : str or Correction, default="auto"
         :math:`\delta`: ``"none"``, ``"dkw"``, ``"sesia"``, ``"crcp"``, ``"bortolotti"``,
         ``"asymptotic"``; ``"auto"`` takes the smallest that holds for any number of rows.
-    cv : int, splitter or None, default=None
-        Folds of cross-conformal prediction (CV+): all rows train and calibrate. None holds rows
-        out, unless the estimator has ``cross_fit`` set, as
-        :class:`~robustclf.RobustClassifier` can: its ``oof_proba_`` then calibrate at no cost.
+    cv : int, splitter or None, default=5
+        Folds that calibrate, each by a classifier that did not see it; then these predict together
+        (CV+). An estimator with a parameter ``cross_fit``, such as
+        :class:`~robustclf.RobustClassifier`, does this in one fit. None holds rows out instead.
+        The promise is exact for rows that are held out and for a frozen classifier; with folds what
+        is proven is a share :math:`1 - 2 \alpha`, and in practice it is hardly less than promised.
     random_state : int, RandomState or None, default=None
-        Governs the split, the folds, and the one uniform number of each row.
+        Governs which rows are held out, the folds, and the one uniform number of each row.
     noise_convention : {"rest", "all"}, default="rest"
         What a rate counts: wrong labels, or labels drawn from all classes.
     calibration_size : float in (0, 1), default=0.25
@@ -102,9 +93,9 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
     ----------
     classes_ : ndarray of shape (n_classes,)
     estimator_ : classifier
-        Fitted to the rows that do not calibrate; not there with ``cv``.
+        The one that predicts, but for folds.
     estimators_ : list of classifiers
-        With ``cv``: one for each fold. Their mean probabilities predict.
+        One for each fold. Their mean probabilities predict.
     transition_ : ndarray of shape (n_classes, n_classes)
         How labels are taken to be wrong: the rows are true classes.
     correction_ : str
@@ -132,33 +123,22 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
     >>> noisy = inject_noise(y, "symmetric", rate=0.2, random_state=0)
     >>> plain = LogisticRegression(C=0.001, max_iter=1000)
     >>> for noise in (None, 0.2):
-    ...     clf = ConformalClassifier(plain, noise=noise, calibration_size=0.5, random_state=0)
+    ...     clf = ConformalClassifier(plain, noise=noise, random_state=0)
     ...     sets = clf.fit(X, noisy).predict_set(X_test, alpha=0.1)
     ...     covered = sets[range(len(sets)), y_test].mean()
     ...     print(f"{covered:.2f} covered by {sets.sum(axis=1).mean():.1f} classes")
-    1.00 covered by 5.7 classes
-    0.94 covered by 1.1 classes
+    1.00 covered by 5.8 classes
+    0.93 covered by 1.0 classes
     """
 
     _parameter_constraints = {  # noqa: RUF012 (scikit-learn's convention)
         "estimator": [HasMethods(["fit", "predict", "predict_proba"])],
         "score": [str, Score],
         "coverage": [str],
-        "noise": [
-            None,
-            str,
-            Interval(Real, 0, 1, closed="left"),
-            "array-like",
-            TransitionEstimate,
-            NoiseRate,
-        ],
         "correction": [str, Correction],
-        "cv": ["cv_object"],
-        "random_state": ["random_state"],
-        "noise_convention": [StrOptions(set(CONVENTIONS))],
-        "calibration_size": [Interval(Real, 0, 1, closed="neither")],
         "optimistic": ["boolean"],
         "n_jobs": [None, Integral],
+        **CONSTRAINTS,
     }
 
     def __init__(
@@ -169,7 +149,7 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
         coverage: str = "marginal",
         noise: Any = None,
         correction: str | Correction = "auto",
-        cv: Any = None,
+        cv: Any = 5,
         random_state: Any = None,
         noise_convention: str = "rest",
         calibration_size: float = 0.25,
@@ -220,12 +200,7 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
         """
         self._validate_params()
         self._check_names()
-        if y is None:
-            raise ValueError(
-                "ConformalClassifier requires y to be passed, but the target y is None."
-            )
-        X, _ = indexable(X, y)
-        labels = as_labels(y)
+        X, labels = self._labelled(X, y)
         if self.coverage == "group":
             groups = read_groups(groups, len(labels))
         else:
@@ -234,52 +209,36 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
         for name in ("estimator_", "estimators_", "n_features_in_", "feature_names_in_"):
             if name in vars(self):  # of the last fit
                 delattr(self, name)
-        if isinstance(self.estimator, FrozenEstimator):
-            return self._fit_frozen(X, labels, groups, rng)
-        codes, classes = check_labels(labels)
-        check_several(classes)
-        table = Table(X, labels, codes, classes, fit_params)
-        fitted = self._fitted(table, rng)
-        self.classes_ = classes
-        if self.cv is None:
-            self.estimator_ = fitted.estimators[0]
+        held = hold_out(
+            self.estimator,
+            X,
+            labels,
+            cv=self.cv,
+            calibration_size=self.calibration_size,
+            params=fit_params,
+            refit=False,
+            n_jobs=self.n_jobs,
+            random_state=rng,
+        )
+        self.classes_ = held.classes
+        if held.folds is None:
+            self._take(held.estimators[0])
         else:
-            self.estimators_ = fitted.estimators
-        self._copy_features(fitted.estimators[0])
-        some = None if groups is None else np.asarray(groups)[fitted.rows]
-        return self._calibrate(fitted.proba, codes[fitted.rows], some, rng, fitted.folds)
-
-    def _fitted(self, table: Table, rng: np.random.RandomState) -> Fitted:
-        if self.cv is not None:
-            return fit_folds(self.estimator, table, self.cv, self.n_jobs, rng)
-        if self.estimator.get_params(deep=False).get("cross_fit") is not None:
-            return fit_crossed(self.estimator, table)
-        return fit_split(self.estimator, table, self.calibration_size, rng)
-
-    def _fit_frozen(
-        self, X: Any, labels: NDArray[Any], groups: Any, rng: np.random.RandomState
-    ) -> Self:
-        check_is_fitted(self.estimator)
-        self.estimator_, self.classes_ = self.estimator, self.estimator.classes_
-        self._copy_features(self.estimator_)
-        codes = encode_labels(labels, self.classes_)
-        return self._calibrate(self.predict_proba(X), codes, groups, rng)
-
-    def _copy_features(self, fitted: Any) -> None:
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(fitted, name):
-                setattr(self, name, getattr(fitted, name))
+            self.estimators_ = held.estimators
+            self._take_columns(held.estimators[0])
+        some = None if groups is None else np.asarray(groups)[held.rows]
+        return self._calibrate(held.proba, held.codes, some, rng, held.folds)
 
     def _calibrate(
         self,
         proba: Floats,
-        codes: NDArray[np.int64],
+        codes: Codes,
         groups: Any,
         rng: np.random.RandomState,
         folds: NDArray[np.intp] | None = None,
     ) -> Self:
-        p = check_proba(codes, proba, np.arange(len(self.classes_))).proba
-        noise = read_noise(self.noise, self.noise_convention, codes, p)
+        _, p, noise = self._noisy_rows(codes, proba)
+        _warn_if_singular(noise)
         score = SCORES.make(vars(self)["score"])
         uniform = rng.random_sample(len(p))
         self.calibration_ = Calibration.of(
@@ -295,7 +254,7 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
             rng=rng,
         )
         self.score_, self._seed = score, int(rng.randint(2**31 - 1))
-        self.transition_, self.n_calibration_ = noise.transition, len(p)
+        self.n_calibration_ = len(p)
         self.correction_ = self.calibration_.chosen.alias
         self.correction_size_ = self.calibration_.chosen.sizes
         return self
@@ -327,6 +286,14 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
         codes = encode_labels(as_labels(y, self.classes_), self.classes_)
         rng = generator(self.random_state)
         return self._calibrate(self.predict_proba(X), codes, groups, rng)
+
+    def _folds_predict(self) -> bool:
+        """Whether a fit keeps, or would keep, a classifier for each fold."""
+        if hasattr(self, "classes_"):
+            return hasattr(self, "estimators_")
+        crosses = "cross_fit" in self.estimator.get_params(deep=False)
+        one = isinstance(self.estimator, FrozenEstimator) or self.cv is None
+        return not (one or (crosses and isinstance(self.cv, Integral)))
 
     def _check_names(self) -> None:
         score = vars(self)["score"]
@@ -457,7 +424,7 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
 
     @available_if(_estimator_has("decision_function"))
     def decision_function(self, X: Any) -> Floats:
-        """Return the scores of the classifier; where it has this method, and not with ``cv``.
+        """Return the scores of the classifier; where there is one, and it has this method.
 
         Parameters
         ----------
@@ -471,27 +438,14 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
         scores: Floats = self.estimator_.decision_function(X)
         return scores
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags = get_tags(self.estimator).input_tags
-        return tags
 
-
-def check_alpha(alpha: ArrayLike) -> Floats:
-    """Return levels as a vector; ``ValueError`` if some are not in (0, 1)."""
-    alphas = np.atleast_1d(np.asarray(alpha, dtype=np.float64))
-    if alphas.ndim != 1 or not len(alphas) or not ((alphas > 0) & (alphas < 1)).all():
-        raise ValueError(
-            f"alpha must be in (0, 1), one number or several, got {alpha!r}. It is the share of "
-            "true classes that sets may miss: 0.1 for sets that hold 90 %."
-        )
-    return alphas
-
-
-def check_several(classes: NDArray[Any]) -> None:
-    """Raise ``ValueError`` for fewer than two classes."""
-    if len(classes) < 2:
-        raise ValueError(
-            f"ConformalClassifier needs at least two classes, got {len(classes)} class: "
-            f"{classes.tolist()}."
+def _warn_if_singular(noise: Noise) -> None:
+    if noise.inverse is None:
+        condition = np.linalg.cond(noise.transition)
+        warnings.warn(
+            f"the transition matrix is close to singular (condition {condition:.2g}): labels do "
+            "not tell some classes apart, and sets hold all classes. Merge these classes, or "
+            "pass a smaller rate as noise=, which is safe.",
+            UserWarning,
+            stacklevel=4,
         )

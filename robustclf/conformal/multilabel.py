@@ -11,20 +11,18 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
-from sklearn.frozen import FrozenEstimator
-from sklearn.utils import _safe_indexing, check_array, get_tags, indexable
+from sklearn.utils import check_array, indexable
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from robustclf.conformal._fitting import generator
-from robustclf.conformal._levels import Levels
-from robustclf.conformal.classifier import check_alpha
+from robustclf._held_out import hold_out, label_proba
+from robustclf._wrapped import CALIBRATION_CONSTRAINTS, WrappedClassifier
+from robustclf.conformal._levels import Levels, check_one_alpha
 
 Floats = NDArray[np.float64]
 
 
-class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
+class MultilabelConformalClassifier(WrappedClassifier):
     r"""Sets of label sets that hold the true one in a share :math:`1 - \alpha` of the rows.
 
     Each of the :math:`2^L` sets of L labels, a vector Y of zeros and ones, has the score
@@ -38,13 +36,19 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
     Parameters
     ----------
     estimator : multi-label classifier with predict_proba
-        Is cloned; around one in a :class:`~sklearn.frozen.FrozenEstimator`, all rows calibrate.
+        Is cloned. One in :class:`~sklearn.frozen.FrozenEstimator` is taken as fitted, and all rows
+        calibrate it.
     power : float, default=2
         d.
+    cv : int, splitter or None, default=5
+        Folds that calibrate, each by a classifier that did not see it; then one of all rows takes
+        their place. None holds rows out instead.
+        The promise is exact for rows that are held out and for a frozen classifier; with folds it
+        takes the classifier of all rows to be no worse than those of the folds.
     calibration_size : float in (0, 1), default=0.25
         Share of the rows that is held out, at random.
     random_state : int, RandomState or None, default=None
-        Governs the split.
+        Governs which rows are held out, and the folds.
 
     Attributes
     ----------
@@ -70,22 +74,21 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
     >>> from sklearn.multiclass import OneVsRestClassifier
     >>> X, Y = make_multilabel_classification(2000, n_classes=4, random_state=0)
     >>> each = OneVsRestClassifier(LogisticRegression())
-    >>> clf = MultilabelConformalClassifier(each, calibration_size=0.5, random_state=1)
+    >>> clf = MultilabelConformalClassifier(each, random_state=0)
     >>> kept = clf.fit(X[:1000], Y[:1000]).contains(X[1000:], Y[1000:], alpha=0.2)
     >>> print(f"{kept.mean():.2f}")
     0.79
-    >>> clf.predict_label_sets(X[1002:1003], alpha=0.2)[0].tolist()
-    [[0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]]
-    >>> clf.predict_set(X[1002:1003], alpha=0.2)[0].astype(int).T  # may be absent, present
-    array([[1, 1, 1, 1],
-           [1, 0, 1, 0]])
+    >>> clf.predict_label_sets(X[1009:1010], alpha=0.2)[0].tolist()
+    [[0, 1, 1, 1], [0, 1, 0, 1], [0, 0, 1, 1]]
+    >>> clf.predict_set(X[1009:1010], alpha=0.2)[0].astype(int).T  # may be absent, present
+    array([[1, 1, 1, 0],
+           [0, 1, 1, 1]])
     """
 
     _parameter_constraints = {  # noqa: RUF012 (scikit-learn's convention)
         "estimator": [HasMethods(["fit", "predict", "predict_proba"])],
         "power": [Interval(Real, 0, None, closed="neither")],
-        "calibration_size": [Interval(Real, 0, 1, closed="neither")],
-        "random_state": ["random_state"],
+        **CALIBRATION_CONSTRAINTS,
     }
 
     def __init__(
@@ -93,11 +96,13 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
         estimator: Any,
         *,
         power: float = 2,
+        cv: Any = 5,
         calibration_size: float = 0.25,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
         self.power = power
+        self.cv = cv
         self.calibration_size = calibration_size
         self.random_state = random_state
 
@@ -120,22 +125,21 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
             If Y is no indicator matrix, or too few rows are left to calibrate on.
         """
         self._validate_params()
+        self._check_given(Y)
         X, _ = indexable(X, Y)
         labels = check_indicators(Y)
+        held = hold_out(
+            self.estimator,
+            X,
+            labels,
+            cv=self.cv,
+            calibration_size=self.calibration_size,
+            answer=label_proba,
+            random_state=self.random_state,
+        )
         self.n_labels_ = labels.shape[1]
-        if isinstance(self.estimator, FrozenEstimator):
-            check_is_fitted(self.estimator)
-            self.estimator_ = self.estimator
-            return self._calibrate(X, labels)
-        n_held = int(self.calibration_size * len(labels))
-        if not 0 < n_held < len(labels):
-            raise ValueError(
-                f"calibration_size={self.calibration_size:g} of {len(labels)} rows leaves "
-                f"{n_held} to calibrate on and {len(labels) - n_held} to fit; give more rows."
-            )
-        held, rest = np.split(generator(self.random_state).permutation(len(labels)), [n_held])
-        self.estimator_ = clone(self.estimator).fit(_safe_indexing(X, rest), labels[rest])
-        return self._calibrate(_safe_indexing(X, held), labels[held])
+        self._take(held.estimators[0])
+        return self._calibrate(self._checked(held.proba), labels[held.rows])
 
     def calibrate(self, X: Any, Y: Any) -> Self:
         """Calibrate the fitted classifier anew, on rows that it was not fitted to.
@@ -150,16 +154,15 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
         self : MultilabelConformalClassifier
         """
         check_is_fitted(self)
-        return self._calibrate(X, check_indicators(Y, self.n_labels_))
+        labels = check_indicators(Y, self.n_labels_)
+        return self._calibrate(self.predict_proba(X), labels)
 
-    def _calibrate(self, X: Any, labels: NDArray[np.int64]) -> Self:
-        if hasattr(self.estimator_, "n_features_in_"):
-            self.n_features_in_ = self.estimator_.n_features_in_
-        self.levels_ = Levels.textbook(self._scores(X, labels))
+    def _calibrate(self, proba: Floats, labels: NDArray[np.int64]) -> Self:
+        self.levels_ = Levels.textbook(self._scores(proba, labels))
         return self
 
-    def _scores(self, X: Any, labels: NDArray[np.int64]) -> Floats:
-        scores: Floats = (abs(labels - self.predict_proba(X)) ** self.power).sum(axis=1)
+    def _scores(self, proba: Floats, labels: NDArray[np.int64]) -> Floats:
+        scores: Floats = (abs(labels - proba) ** self.power).sum(axis=1)
         return scores
 
     def predict_set(self, X: Any, alpha: float = 0.1) -> NDArray[np.bool_]:
@@ -229,14 +232,13 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
         kept : ndarray of bool of shape (n_samples,)
         """
         threshold = self._threshold(alpha)
-        kept: NDArray[np.bool_] = self._scores(X, check_indicators(Y, self.n_labels_)) <= threshold
+        labels = check_indicators(Y, self.n_labels_)
+        kept: NDArray[np.bool_] = self._scores(self.predict_proba(X), labels) <= threshold
         return kept
 
     def _threshold(self, alpha: ArrayLike) -> float:
         check_is_fitted(self)
-        if np.ndim(alpha):
-            raise ValueError(f"alpha must be one number, got {alpha!r}.")
-        level = float(check_alpha(alpha)[0])
+        level = check_one_alpha(alpha)
         threshold = float(self.levels_.threshold(level))
         if np.isinf(threshold):
             warnings.warn(
@@ -256,21 +258,6 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
         far = np.maximum(proba, 1 - proba) ** self.power
         return best, near.sum(axis=1), far - near
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the labels of each row, by the classifier.
-
-        Parameters
-        ----------
-        X : array-like or whatever the classifier takes, of n_samples rows
-
-        Returns
-        -------
-        Y : ndarray of shape (n_samples, n_labels)
-        """
-        check_is_fitted(self)
-        labels: NDArray[Any] = self.estimator_.predict(X)
-        return labels
-
     def predict_proba(self, X: Any) -> Floats:
         """Return the probability of each label.
 
@@ -287,10 +274,9 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
         ValueError
             If the classifier gives other than one number for each label.
         """
-        check_is_fitted(self)
-        proba = self.estimator_.predict_proba(X)
-        if isinstance(proba, list):  # forests and the like: (sample, absent or present) per label
-            proba = np.stack([p[:, 1] if p.shape[1] == 2 else np.zeros(len(p)) for p in proba], 1)
+        return self._checked(super().predict_proba(X))
+
+    def _checked(self, proba: Floats) -> Floats:
         checked: Floats = check_array(proba, dtype=np.float64, input_name="predict_proba")
         if checked.shape[1] != self.n_labels_ or checked.min() < 0 or checked.max() > 1:
             raise ValueError(
@@ -301,7 +287,6 @@ class MultilabelConformalClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEst
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags = get_tags(self.estimator).input_tags
         tags.target_tags.single_output = False
         tags.target_tags.multi_output = True
         tags.classifier_tags.multi_label = True

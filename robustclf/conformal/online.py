@@ -13,19 +13,18 @@ from sklearn.utils.validation import check_is_fitted
 
 from robustclf._held_out import generator
 from robustclf._rows import as_labels, encode_labels
+from robustclf.conformal._evidence import Floats
 from robustclf.conformal._levels import conformal_quantile
-from robustclf.conformal._parameter import ScoreParameter
-from robustclf.conformal._scores import SCORES, Score, row_uniforms
-from robustclf.conformal._wrapped import (
-    NOISE_CONSTRAINTS,
-    WrappedClassifier,
+from robustclf.conformal._noise_aware import (
+    CONSTRAINTS,
+    NoiseAwareClassifier,
     usable_inverse,
 )
+from robustclf.conformal._parameter import ScoreParameter
+from robustclf.conformal._scores import SCORES, Score, row_uniforms
 
-Floats = NDArray[np.float64]
 
-
-class OnlineConformalClassifier(ScoreParameter, WrappedClassifier):
+class OnlineConformalClassifier(ScoreParameter, NoiseAwareClassifier):
     r"""Adaptive conformal inference: sets that miss a share :math:`\alpha`, however the data drift.
 
     Rows come one after the other. A row whose label was missed makes the next sets larger, one
@@ -45,7 +44,8 @@ class OnlineConformalClassifier(ScoreParameter, WrappedClassifier):
     Parameters
     ----------
     estimator : classifier with predict_proba
-        Is cloned. One in :class:`~sklearn.frozen.FrozenEstimator` is taken as fitted.
+        Is cloned. One in :class:`~sklearn.frozen.FrozenEstimator` is taken as fitted, and all rows
+        calibrate it.
     score : {"lac", "margin", "topk", "aps", "raps", "saps"} or Score, default="lac"
         How ill a class suits a row.
     alpha : float, default=0.1
@@ -61,20 +61,29 @@ class OnlineConformalClassifier(ScoreParameter, WrappedClassifier):
     window : int, default=1000
         How many scores the quantile is taken of, for ``track="level"``.
     noise : float, array-like of shape (n_classes, n_classes), "estimate" or None, default=None
-        Rate of uniform noise, transition matrix (rows are true classes), or its estimate from the
-        rows of the fit, with the lower bound of :func:`~robustclf.noise.noise_rate`.
+        How labels were made wrong: uniformly at a rate, by a transition matrix (rows are true
+        classes), not at all (None), or as the calibration rows show, by the lower bound of
+        :func:`~robustclf.noise.noise_rate`. Estimate only with a classifier that is right where it
+        is surest: any other has its own errors counted as noise, and too large a rate breaks the
+        promise. Too small a one keeps it.
     noise_convention : {"rest", "all"}, default="rest"
         What a rate counts: wrong labels, or labels drawn from all classes.
-    cv : int or splitter, default=5
-        Folds whose scores give the first threshold, of a classifier that is not frozen.
+    cv : int, splitter or None, default=5
+        Folds that calibrate, each by a classifier that did not see it; then one of all rows takes
+        their place. An estimator with a parameter ``cross_fit``, such as
+        :class:`~robustclf.RobustClassifier`, does this in one fit. None holds rows out instead.
+        Only the first threshold rests on these rows.
+    calibration_size : float in (0, 1), default=0.25
+        Share of the rows that is held out, stratified by the given labels.
     random_state : int, RandomState or None, default=None
-        Deals the rows to folds, and seeds randomised scores.
+        Governs which rows are held out, the folds, and randomised scores.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
     estimator_ : classifier
     transition_ : ndarray of shape (n_classes, n_classes)
+        How labels are taken to be wrong: the rows are true classes.
     threshold_ : float
         :math:`\tau` after the last update.
     level_ : float
@@ -104,7 +113,7 @@ class OnlineConformalClassifier(ScoreParameter, WrappedClassifier):
     ...     missed.extend(~online.predict_set(X[rows])[range(len(y[rows])), y[rows]])
     ...     online = online.update(X[rows], y[rows])
     >>> print(f"{np.mean(missed):.2f} missed")
-    0.10 missed
+    0.11 missed
     """
 
     _parameter_constraints = {  # noqa: RUF012 (scikit-learn's convention)
@@ -115,7 +124,7 @@ class OnlineConformalClassifier(ScoreParameter, WrappedClassifier):
         "step": [Interval(Real, 0, None, closed="neither")],
         "decay": [Interval(Real, 0, 1, closed="left")],
         "window": [Interval(Integral, 1, None, closed="left")],
-        **NOISE_CONSTRAINTS,
+        **CONSTRAINTS,
     }
 
     def __init__(
@@ -131,6 +140,7 @@ class OnlineConformalClassifier(ScoreParameter, WrappedClassifier):
         noise: Any = None,
         noise_convention: str = "rest",
         cv: Any = 5,
+        calibration_size: float = 0.25,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
@@ -143,6 +153,7 @@ class OnlineConformalClassifier(ScoreParameter, WrappedClassifier):
         self.noise = noise
         self.noise_convention = noise_convention
         self.cv = cv
+        self.calibration_size = calibration_size
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -166,7 +177,7 @@ class OnlineConformalClassifier(ScoreParameter, WrappedClassifier):
         self._validate_params()
         rows = self._hold_out(X, y)
         inverse = usable_inverse(rows.noise)
-        self.transition_, self._inverse = rows.noise.transition, inverse
+        self._inverse = inverse
         self.score_ = SCORES.make(vars(self)["score"])
         self._seed = int(generator(self.random_state).randint(2**31 - 1))
         scores = self._scores(rows.proba)

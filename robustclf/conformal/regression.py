@@ -7,19 +7,20 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, RegressorMixin, clone
+from sklearn.base import RegressorMixin, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import get_tags, indexable
+from sklearn.utils import indexable
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d
 
-from robustclf._held_out import held_out_proba
-from robustclf.conformal._levels import conformal_quantile
+from robustclf._held_out import hold_out
+from robustclf._wrapped import CALIBRATION_CONSTRAINTS, Wrapper
+from robustclf.conformal._levels import check_one_alpha, conformal_quantile
 
 Floats = NDArray[np.float64]
 
 
-class ConformalRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
+class ConformalRegressor(RegressorMixin, Wrapper):
     r"""Conformal regression by classification: sets that hold the number in most of the rows.
 
     The range of y is cut into bins, and a classifier tells the bin. Its probabilities, divided by
@@ -41,19 +42,23 @@ class ConformalRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
         Number of the bins, or their edges. Outside of them the density is 0.
     strategy : {"uniform", "quantile"}, default="uniform"
         Bins of the same width, as in the paper, or of as many rows each.
-    cv : int or splitter, default=5
-        Folds that calibrate a classifier that is not frozen; folds deal the rows of each bin. The
-        promise is exact for a frozen one; with folds it takes the classifier of all rows to be no
-        worse than those of the folds.
+    cv : int, splitter or None, default=5
+        Folds that calibrate, each by a classifier that did not see it; then one of all rows takes
+        their place. An estimator with a parameter ``cross_fit``, such as
+        :class:`~robustclf.RobustClassifier`, does this in one fit. None holds rows out instead.
+        The promise is exact for rows that are held out and for a frozen classifier; with folds it
+        takes the classifier of all rows to be no worse than those of the folds.
+    calibration_size : float in (0, 1), default=0.25
+        Share of the rows that is held out, stratified by bin.
     random_state : int, RandomState or None, default=None
-        Deals the rows to folds.
+        Governs which rows are held out, and the folds.
 
     Attributes
     ----------
     estimator_ : classifier
     edges_ : ndarray of shape (n_bins + 1,)
-    scores_ : ndarray of shape (n_samples,)
-        :math:`-\hat f(y_i \mid x_i)` out of fold.
+    scores_ : ndarray of shape (n_calibration,)
+        :math:`-\hat f(y_i \mid x_i)` of the rows that calibrate.
     n_features_in_ : int
 
     Notes
@@ -82,7 +87,7 @@ class ConformalRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
     >>> forest = RandomForestClassifier(30, min_samples_leaf=10, random_state=0)
     >>> sets = ConformalRegressor(forest, bins=30, random_state=0).fit(X[:1000], y[:1000])
     >>> print(f"{sets.covers(X[1000:], y[1000:]).mean():.2f} covered")
-    0.92 covered
+    0.93 covered
     >>> print(sets.predict_set([[0.5]])[0].round(1))
     [[-1.7 -1.3]
      [ 1.3  1.7]]
@@ -92,8 +97,7 @@ class ConformalRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
         "estimator": [HasMethods(["fit", "predict", "predict_proba"])],
         "bins": [Interval(Integral, 2, None, closed="left"), "array-like"],
         "strategy": [StrOptions({"uniform", "quantile"})],
-        "cv": ["cv_object"],
-        "random_state": ["random_state"],
+        **CALIBRATION_CONSTRAINTS,
     }
 
     def __init__(
@@ -103,12 +107,14 @@ class ConformalRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
         bins: int | ArrayLike = 50,
         strategy: str = "uniform",
         cv: Any = 5,
+        calibration_size: float = 0.25,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
         self.bins = bins
         self.strategy = strategy
         self.cv = cv
+        self.calibration_size = calibration_size
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -131,10 +137,7 @@ class ConformalRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
             without edges or of other bins.
         """
         self._validate_params()
-        if y is None:
-            raise ValueError(
-                "ConformalRegressor requires y to be passed, but the target y is None."
-            )
+        self._check_given(y)
         X, _ = indexable(X, y)
         numbers = check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=np.float64)
         self.edges_ = self._edges(numbers)
@@ -143,12 +146,17 @@ class ConformalRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
         if "loss__middles" in estimator.get_params():
             middles = _middles(self.edges_)[np.unique(codes)] / numbers.std()
             estimator = clone(estimator).set_params(loss__middles=middles.tolist())
-        held = held_out_proba(estimator, X, codes, cv=self.cv, random_state=self.random_state)
-        self.estimator_, self._codes = held.estimator, held.classes
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.estimator_, name):
-                setattr(self, name, getattr(self.estimator_, name))
-        self.scores_ = -_at(numbers, *self._density(held.proba))
+        held = hold_out(
+            estimator,
+            X,
+            codes,
+            cv=self.cv,
+            calibration_size=self.calibration_size,
+            random_state=self.random_state,
+        )
+        self._codes = held.classes
+        self._take(held.estimators[0])
+        self.scores_ = -_at(numbers[held.rows], *self._density(held.proba))
         return self
 
     def _edges(self, y: Floats) -> Floats:
@@ -268,14 +276,7 @@ class ConformalRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
         return covered
 
     def _cutoff(self, alpha: float) -> float:
-        if not 0 < alpha < 1:
-            raise ValueError(f"alpha must be in (0, 1), got {alpha!r}.")
-        return -float(conformal_quantile(self.scores_, alpha))
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags = get_tags(self.estimator).input_tags
-        return tags
+        return -float(conformal_quantile(self.scores_, check_one_alpha(alpha)))
 
 
 def _middles(edges: Floats) -> Floats:

@@ -14,19 +14,17 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from robustclf.conformal._deviations import split_bound
-from robustclf.conformal._evidence import Evidence
-from robustclf.conformal._p_values import hoeffding_bentkus
-from robustclf.conformal._set_losses import SET_LOSSES, SetLoss, make_set_loss
-from robustclf.conformal._wrapped import (
-    NOISE_CONSTRAINTS,
+from robustclf.conformal._evidence import Evidence, Floats
+from robustclf.conformal._noise_aware import (
+    CONSTRAINTS,
     HeldOutRows,
-    WrappedClassifier,
-    held_out_labels,
+    NoiseAwareClassifier,
     is_multilabel,
     usable_inverse,
 )
+from robustclf.conformal._p_values import hoeffding_bentkus
+from robustclf.conformal._set_losses import SET_LOSSES, SetLoss, make_set_loss
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 # thresholds before any row is seen, as guarantees need; dense where probabilities are extreme
@@ -48,10 +46,11 @@ class RiskCurve(NamedTuple):
     grows: bool
 
 
-class _SetsByThreshold(WrappedClassifier):
+class _SetsByThreshold(NoiseAwareClassifier):
     r"""Sets :math:`C_t(x) = \{k: p_k(x) \ge t\}`."""
 
     loss: Any
+    _curve: RiskCurve
 
     def _fit_curve(self, X: Any, y: Any) -> tuple[RiskCurve, HeldOutRows | None]:
         self._validate_params()
@@ -61,10 +60,7 @@ class _SetsByThreshold(WrappedClassifier):
             return _curve(rows, self.loss_), rows
         if self.noise is not None:
             raise ValueError("noise= is for labels of one class for each row: pass noise=None.")
-        fitted, target, proba = held_out_labels(self.estimator, X, y, self.cv, self.random_state)
-        self._take(fitted)
-        self.classes_ = np.arange(target.shape[1])
-        return _multilabel_curve(target, proba, self.loss_), None
+        return _multilabel_curve(*self._hold_out_labels(X, y), self.loss_), None
 
     def predict_set(self, X: Any, alpha: float = 0.1) -> Mask:
         """Return which classes are in the set of each row.
@@ -81,6 +77,12 @@ class _SetsByThreshold(WrappedClassifier):
         """
         threshold = self.threshold(alpha)
         return sets_of(self.predict_proba(X), threshold)
+
+    def _followed(self, alpha: float) -> RiskCurve:
+        check_is_fitted(self)
+        if not alpha > 0:
+            raise ValueError(f"alpha must be positive, got {alpha!r}.")
+        return self._curve
 
     def threshold(self, alpha: float = 0.1) -> float:
         """Return the threshold for a risk; overridden."""
@@ -115,20 +117,30 @@ class RiskController(_SetsByThreshold):
         masks ``(row, class)`` that returns a number in [0, 1] for each row. It has to fall as sets
         grow, or to grow: see :class:`LearnThenTest` for others.
     noise : float, array-like of shape (n_classes, n_classes), "estimate" or None, default=None
-        Rate of uniform noise, transition matrix (rows are true classes), or its estimate with the
-        lower bound of :func:`~robustclf.noise.noise_rate`.
+        How labels were made wrong: uniformly at a rate, by a transition matrix (rows are true
+        classes), not at all (None), or as the calibration rows show, by the lower bound of
+        :func:`~robustclf.noise.noise_rate`. Estimate only with a classifier that is right where it
+        is surest: any other has its own errors counted as noise, and too large a rate breaks the
+        promise. Too small a one keeps it.
     noise_convention : {"rest", "all"}, default="rest"
         What a rate counts: wrong labels, or labels drawn from all classes.
-    cv : int or splitter, default=5
-        Folds that calibrate a classifier that is not frozen. The promise is exact for a frozen one;
-        with folds it takes the classifier of all rows to be no worse than those of the folds.
+    cv : int, splitter or None, default=5
+        Folds that calibrate, each by a classifier that did not see it; then one of all rows takes
+        their place. An estimator with a parameter ``cross_fit``, such as
+        :class:`~robustclf.RobustClassifier`, does this in one fit. None holds rows out instead.
+        The promise is exact for rows that are held out and for a frozen classifier; with folds it
+        takes the classifier of all rows to be no worse than those of the folds.
+    calibration_size : float in (0, 1), default=0.25
+        Share of the rows that is held out, stratified by the given labels.
     random_state : int, RandomState or None, default=None
-        Deals the rows to folds.
+        Governs which rows are held out, and the folds.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
     estimator_ : classifier
+    transition_ : ndarray of shape (n_classes, n_classes)
+        How labels are taken to be wrong: the rows are true classes.
     thresholds_, risk_ : ndarray of shape (n_thresholds,)
         Thresholds and the estimated mean loss of their sets.
     correction_ : float
@@ -153,7 +165,7 @@ class RiskController(_SetsByThreshold):
     _parameter_constraints = {  # noqa: RUF012 (scikit-learn's convention)
         "estimator": [HasMethods(["fit", "predict", "predict_proba"])],
         "loss": [StrOptions(set(SET_LOSSES.names())), SetLoss, callable],
-        **NOISE_CONSTRAINTS,
+        **CONSTRAINTS,
     }
 
     def __init__(
@@ -164,6 +176,7 @@ class RiskController(_SetsByThreshold):
         noise: Any = None,
         noise_convention: str = "rest",
         cv: Any = 5,
+        calibration_size: float = 0.25,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
@@ -171,6 +184,7 @@ class RiskController(_SetsByThreshold):
         self.noise = noise
         self.noise_convention = noise_convention
         self.cv = cv
+        self.calibration_size = calibration_size
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -224,10 +238,7 @@ class RiskController(_SetsByThreshold):
         UserWarning
             If there are too few rows for any but the safest sets.
         """
-        check_is_fitted(self)
-        if not alpha > 0:
-            raise ValueError(f"alpha must be positive, got {alpha!r}.")
-        curve = self._curve
+        curve = self._followed(alpha)
         if self.correction_ > 0:
             bound = curve.risk + self.correction_
         else:
@@ -273,13 +284,15 @@ class LearnThenTest(_SetsByThreshold):
     testing : {"fixed_sequence", "bonferroni"}, default="fixed_sequence"
         Test thresholds from either end until one is not rejected, at half of ``delta`` each, or
         each of them at its share of ``delta``, which finds thresholds that hold in the middle only.
-    noise, noise_convention, cv, random_state
+    noise, noise_convention, cv, calibration_size, random_state
         As for :class:`RiskController`; the tests allow for noise, so that there is no correction.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
     estimator_ : classifier
+    transition_ : ndarray of shape (n_classes, n_classes)
+        How labels are taken to be wrong: the rows are true classes.
     thresholds_, risk_ : ndarray of shape (n_thresholds,)
         Thresholds and the estimated mean loss of their sets.
 
@@ -307,7 +320,7 @@ class LearnThenTest(_SetsByThreshold):
         "delta": [Interval(Real, 0, 1, closed="neither")],
         "prefer": [StrOptions({"small", "large"})],
         "testing": [StrOptions({"fixed_sequence", "bonferroni"})],
-        **NOISE_CONSTRAINTS,
+        **CONSTRAINTS,
     }
 
     def __init__(
@@ -321,6 +334,7 @@ class LearnThenTest(_SetsByThreshold):
         noise: Any = None,
         noise_convention: str = "rest",
         cv: Any = 5,
+        calibration_size: float = 0.25,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
@@ -331,6 +345,7 @@ class LearnThenTest(_SetsByThreshold):
         self.noise = noise
         self.noise_convention = noise_convention
         self.cv = cv
+        self.calibration_size = calibration_size
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -367,10 +382,7 @@ class LearnThenTest(_SetsByThreshold):
         -------
         certified : ndarray of shape (n_thresholds,)
         """
-        check_is_fitted(self)
-        if not alpha > 0:
-            raise ValueError(f"alpha must be positive, got {alpha!r}.")
-        curve = self._curve
+        curve = self._followed(alpha)
         width = curve.highest - curve.lowest
         p = hoeffding_bentkus(
             (curve.risk - curve.lowest) / width, curve.n, (alpha - curve.lowest) / width

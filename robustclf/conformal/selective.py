@@ -13,22 +13,22 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from robustclf._held_out import generator
 from robustclf.conformal._calibration import Calibration
-from robustclf.conformal._p_values import hoeffding_bentkus
-from robustclf.conformal._scores import LAC
-from robustclf.conformal._wrapped import (
-    NOISE_CONSTRAINTS,
+from robustclf.conformal._evidence import Floats
+from robustclf.conformal._noise_aware import (
+    CONSTRAINTS,
     HeldOutRows,
-    WrappedClassifier,
+    NoiseAwareClassifier,
     usable_inverse,
 )
+from robustclf.conformal._p_values import hoeffding_bentkus
+from robustclf.conformal._scores import LAC
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 SHARES = np.arange(1, 21) / 20  # of the rows, the most confident ones, that are tested
 
 
-class SelectiveClassifier(WrappedClassifier):
+class SelectiveClassifier(NoiseAwareClassifier):
     r"""Predict where the classifier can be relied on, and defer the other rows.
 
     Parameters
@@ -43,19 +43,30 @@ class SelectiveClassifier(WrappedClassifier):
     delta : float, default=0.1
         Probability that the promise of "confidence" is broken.
     noise : float, array-like of shape (n_classes, n_classes), "estimate" or None, default=None
-        Rate of uniform noise, transition matrix (rows are true classes), or its estimate with the
-        lower bound of :func:`~robustclf.noise.noise_rate`.
+        How labels were made wrong: uniformly at a rate, by a transition matrix (rows are true
+        classes), not at all (None), or as the calibration rows show, by the lower bound of
+        :func:`~robustclf.noise.noise_rate`. Estimate only with a classifier that is right where it
+        is surest: any other has its own errors counted as noise, and too large a rate breaks the
+        promise. Too small a one keeps it.
     noise_convention : {"rest", "all"}, default="rest"
         What a rate counts: wrong labels, or labels drawn from all classes.
-    cv : int or splitter, default=5
-        Folds that calibrate a classifier that is not frozen.
+    cv : int, splitter or None, default=5
+        Folds that calibrate, each by a classifier that did not see it; then one of all rows takes
+        their place. An estimator with a parameter ``cross_fit``, such as
+        :class:`~robustclf.RobustClassifier`, does this in one fit. None holds rows out instead.
+        The promise is exact for rows that are held out and for a frozen classifier; with folds it
+        takes the classifier of all rows to be no worse than those of the folds.
+    calibration_size : float in (0, 1), default=0.25
+        Share of the rows that is held out, stratified by the given labels.
     random_state : int, RandomState or None, default=None
-        Deals the rows to folds.
+        Governs which rows are held out, and the folds.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
     estimator_ : classifier
+    transition_ : ndarray of shape (n_classes, n_classes)
+        How labels are taken to be wrong: the rows are true classes.
     threshold_ : float or ndarray of shape (n_classes,)
         Confidence above which rows are accepted, score 1 - p up to which classes are in the set, or
         largest distance to the centroid of each class.
@@ -106,7 +117,7 @@ class SelectiveClassifier(WrappedClassifier):
         "rule": [StrOptions({"confidence", "sets", "centroid"})],
         "alpha": [Interval(Real, 0, 1, closed="neither")],
         "delta": [Interval(Real, 0, 1, closed="neither")],
-        **NOISE_CONSTRAINTS,
+        **CONSTRAINTS,
     }
 
     def __init__(
@@ -119,6 +130,7 @@ class SelectiveClassifier(WrappedClassifier):
         noise: Any = None,
         noise_convention: str = "rest",
         cv: Any = 5,
+        calibration_size: float = 0.25,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
@@ -128,6 +140,7 @@ class SelectiveClassifier(WrappedClassifier):
         self.noise = noise
         self.noise_convention = noise_convention
         self.cv = cv
+        self.calibration_size = calibration_size
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils import check_scalar
+
+from robustclf._held_out import generator
 
 
 def percentile_interval(
@@ -53,8 +55,7 @@ def percentile_interval(
     )
     if n_bootstrap == 0:
         return np.full(shape, np.nan), np.full(shape, np.nan)
-    # None means numpy's global generator to scikit-learn, which is the caller's
-    rng = np.random.RandomState() if random_state is None else check_random_state(random_state)
+    rng = generator(random_state)
     replicates = np.empty((n_bootstrap, *shape))
     for replicate in range(n_bootstrap):
         weight = np.bincount(rng.randint(n, size=n), minlength=n)

@@ -1,4 +1,4 @@
-"""The transition that a user means by ``noise=``."""
+"""The noise that a user means by ``noise=``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils._param_validation import HasMethods, StrOptions
 
-from robustclf._registry import check_known
-from robustclf.noise.matrices import Floats, check_transition, uniform_transition
-from robustclf.noise.rate import noise_rate
+from robustclf._registry import closest
+from robustclf.noise.matrices import CONVENTIONS, Floats, check_transition, uniform_transition
+from robustclf.noise.rate import NoiseRate, noise_rate
 from robustclf.noise.transition import transition_matrix
+
+NOISE_CONSTRAINTS: dict[str, list[Any]] = {
+    "noise": [None, str, Real, "array-like", HasMethods("__array__"), NoiseRate],
+    "noise_convention": [StrOptions(set(CONVENTIONS))],
+}
 
 
 def given_transition(
@@ -40,16 +46,22 @@ def given_transition(
            [0.2, 0.8]])
     >>> given_transition("estimated", np.array(["no", "yes"]))
     Traceback (most recent call last):
-    ValueError: unknown noise 'estimated', allowed are 'estimate'; did you mean 'estimate'?
+    ValueError: unknown noise 'estimated', pass a rate, ... or None; did you mean 'estimate'?
     """
     if noise is None:
         return np.eye(len(classes))
     if isinstance(noise, str):
-        check_known("noise", [noise], ["estimate"])
+        if noise != "estimate":
+            raise ValueError(
+                f"unknown noise {noise!r}, pass a rate, a transition matrix, 'estimate' or None"
+                f"{closest(noise, ['estimate'])}"
+            )
         if codes is None or proba is None:
             raise ValueError("noise='estimate' is for fits: give a rate or a matrix.")
         limit = noise_rate(codes, proba, classes=np.arange(len(classes))).lower_bound
         return transition_matrix(codes, proba, rate=limit if safe else "estimate")
+    if isinstance(noise, NoiseRate):
+        return uniform_transition(noise.lower_bound if safe else noise.rate, len(classes))
     if isinstance(noise, Real) or np.ndim(noise) == 0:
         if not isinstance(noise, Real) or isinstance(noise, bool):
             raise ValueError(

@@ -10,9 +10,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.utils import _safe_indexing, check_random_state, get_tags, indexable
+from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
@@ -22,7 +22,7 @@ from sklearn.utils.validation import (
     has_fit_parameter,
 )
 
-from robustclf._rows import as_labels
+from robustclf._wrapped import WrappedClassifier
 from robustclf.noise._detectors import METHODS, PRUNE
 from robustclf.noise._inputs import check_labels
 from robustclf.noise.dynamics import TrainingDynamics
@@ -38,7 +38,7 @@ def _estimator_has(name: str) -> Callable[[Any], bool]:
     return check
 
 
-class LabelCleaner(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
+class LabelCleaner(WrappedClassifier):
     """Find the wrong labels out of fold, clean them, and fit a classifier to the rest.
 
     Where :func:`is_noisy` sees no noise nothing is cleaned: the classifier is fitted to all rows,
@@ -154,10 +154,7 @@ class LabelCleaner(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             If there is one class only, or the classifier takes no weights and gets some.
         """
         self._validate_params()
-        if y is None:
-            raise ValueError("LabelCleaner requires y to be passed, but the target y is None.")
-        X, _ = indexable(X, y)
-        labels = as_labels(y)
+        X, labels = self._labelled(X, y)
         check_classification_targets(labels)
         codes, classes = check_labels(labels)
         if len(classes) < 2:
@@ -241,41 +238,8 @@ class LabelCleaner(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         known = {} if weight is None else {"sample_weight": weight[kept]}
         self.sample_weight_ = np.where(kept, 1.0 if weight is None else weight, 0.0)
         some = X if kept.all() else _safe_indexing(X, np.flatnonzero(kept))
-        self.estimator_ = clone(self.estimator).fit(some, cleaned[kept], **known)
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.estimator_, name):
-                setattr(self, name, getattr(self.estimator_, name))
+        self._take(clone(self.estimator).fit(some, cleaned[kept], **known))
         return self
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable class of each row, by the classifier fitted to cleaned labels.
-
-        Parameters
-        ----------
-        X : array-like or whatever the classifier takes, of n_samples rows
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,)
-        """
-        check_is_fitted(self)
-        labels: NDArray[Any] = self.estimator_.predict(X)
-        return labels
-
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return the probability of each class, in the order of ``classes_``.
-
-        Parameters
-        ----------
-        X : array-like or whatever the classifier takes, of n_samples rows
-
-        Returns
-        -------
-        proba : ndarray of shape (n_samples, n_classes)
-        """
-        check_is_fitted(self)
-        proba: NDArray[np.float64] = self.estimator_.predict_proba(X)
-        return proba
 
     @available_if(_estimator_has("decision_function"))
     def decision_function(self, X: Any) -> NDArray[np.float64]:
@@ -292,11 +256,6 @@ class LabelCleaner(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         scores: NDArray[np.float64] = self.estimator_.decision_function(X)
         return scores
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags = get_tags(self.estimator).input_tags
-        return tags
 
 
 def _is_table(X: Any) -> bool:

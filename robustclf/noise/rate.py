@@ -96,9 +96,16 @@ def noise_rate(
     Notes
     -----
     Assumed is that within a class wrong labels are as frequent where the classifier is sure as
-    elsewhere. Noise that hits hard rows alone is under-estimated; two classes that the features
-    do not tell apart can look noisy. Counting all rows, as confident joints do, adds the
-    classifier's own errors.
+    elsewhere, and that the classifier is right where it is surest. Noise that hits hard rows alone
+    is under-estimated; two classes that the features do not tell apart look noisy. Counting all
+    rows, as confident joints do, adds the classifier's own errors.
+
+    Nothing here checks the second assumption, and nothing can: labels and probabilities of a
+    classifier that gives its surest rows .64, of which .36 are labelled otherwise, are the same
+    whether the rows are hard and labels right or rows are easy and .36 of the labels wrong. To
+    subtract what the classifier's own doubt explains, :math:`1 - \max_k p_k`, takes all of the
+    noise away from a classifier that learned from noisy labels. So neither the estimate nor the
+    bound is for a classifier that is often wrong where it is surest, as a linear one can be.
 
     Examples
     --------
