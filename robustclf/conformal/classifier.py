@@ -32,7 +32,7 @@ from robustclf.conformal._fitting import (
 from robustclf.conformal._noise import read_noise
 from robustclf.conformal._parameter import ScoreParameter
 from robustclf.conformal._scores import SCORES, Score, row_uniforms
-from robustclf.noise._inputs import check_labels, check_proba
+from robustclf.noise._inputs import check_class_proba, check_labels
 from robustclf.noise.matrices import CONVENTIONS
 from robustclf.noise.rate import NoiseRate
 from robustclf.noise.transition import TransitionEstimate
@@ -278,7 +278,7 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
         rng: np.random.RandomState,
         folds: NDArray[np.intp] | None = None,
     ) -> Self:
-        p = check_proba(codes, proba, np.arange(len(self.classes_))).proba
+        p = check_class_proba(proba, self.classes_)
         noise = read_noise(self.noise, self.noise_convention, codes, p)
         score = SCORES.make(vars(self)["score"])
         uniform = rng.random_sample(len(p))
@@ -413,7 +413,9 @@ class ConformalClassifier(ScoreParameter, MetaEstimatorMixin, ClassifierMixin, B
         """Return the scores ``(classifier, row, class)``."""
         crossed = self.calibration_.crossed
         proba = self._fold_proba(X) if crossed else self.predict_proba(X)[None]
-        uniform = row_uniforms(proba.mean(axis=0), self._seed)
+        uniform = row_uniforms(proba.mean(axis=0), self._seed) if self.score_.randomized else None
+        if not crossed:
+            return self.score_(proba[0], uniform)[None]
         return np.stack([self.score_(p, uniform) for p in proba])
 
     def _fold_proba(self, X: Any) -> Floats:
