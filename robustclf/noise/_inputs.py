@@ -109,4 +109,5 @@ def check_class_proba(proba: ArrayLike, classes: NDArray[Any]) -> NDArray[np.flo
         raise ValueError(
             f"proba must hold probabilities that sum to 1 in each row, got {p[row]} in row {row}."
         )
-    return p / total
+    shares: NDArray[np.float64] = p / total
+    return shares
