@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from conformal_summary import summarise, write
+from conformal_summary import ALPHAS, SCORES, summarise, write
 from data import REAL, Features, Labels, load
 from issues import true_transition
 from runs import Cell, Run, append, parse_noise, read_results
@@ -27,8 +27,6 @@ RESULTS = Path(__file__).parent / "results" / "conformal.jsonl"
 INJECTED = ("none", "symmetric-.2", "pair-.2", "instance-.2")
 NOISES = (*INJECTED, *REAL["cifar10n"])
 DATASETS = ("digits", "letter", "satellite", "dna", "cifar10n")
-ALPHAS = (0.05, 0.1)
-SCORES = ("lac", "aps")
 MAX_CALIBRATION = 2_000
 CLASSIFIERS: dict[str, Callable[[int], Any]] = {
     "forest": lambda seed: RandomForestClassifier(100, min_samples_leaf=5, random_state=seed),

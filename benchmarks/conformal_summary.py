@@ -11,6 +11,7 @@ from typing import Any
 from runs import Run, read_results
 
 ALPHAS = (0.05, 0.1)
+SCORES = ("lac", "aps")
 SHOWN = ("clean", "ignored", "told", "told-asymptotic", "told-none", "estimate", "half", "1.5x")
 JUDGED = (
     *SHOWN[:5],
@@ -96,7 +97,7 @@ def _judged_row(tables: Iterable[dict[str, list[Run]]], method: str) -> list[str
     coverage: dict[int, list[float]] = {0: [], 1: []}
     excess, below, ratios = [], 0, []
     for runs in tables:
-        for score in [score for score in ("lac", "aps") if score in runs[method][0]]:
+        for score in [score for score in SCORES if score in runs[method][0]]:
             for place, alpha in enumerate(ALPHAS):
                 covered = values(runs[method], score, "coverage", place)
                 coverage[place].append(mean(covered))
@@ -136,7 +137,7 @@ def agreement(found: Groups) -> list[str]:
     """Return how far the peers are from ConformalClassifier where it, too, ignores the noise."""
     texts = []
     for peer in ("mapie", "crepes", "torchcp"):
-        for score in ("lac", "aps"):
+        for score in SCORES:
             pairs = [
                 (mine, theirs)
                 for runs in found.values()
