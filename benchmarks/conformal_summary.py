@@ -13,18 +13,15 @@ from runs import Run, read_results
 ALPHAS = (0.05, 0.1)
 SCORES = ("lac", "aps")
 SHOWN = ("clean", "ignored", "told", "told-asymptotic", "told-none", "estimate", "half", "1.5x")
+PEERS = ("mapie", "crepes", "torchcp")
 JUDGED = (
-    *SHOWN[:5],
+    *("clean", "ignored", *PEERS, "told", "told-optimistic", "told-asymptotic", "told-none"),
     *("estimate", "estimate-none", "half", "half-none", "1.5x", "1.5x-none"),
-    *("mapie", "crepes", "torchcp"),
 )
-KINDS = {  # of noise: whether it depends on the true class alone
-    "symmetric-.2": True,
-    "pair-.2": True,
-    "instance-.2": False,
-    "aggre": False,
-    "random1": False,
-    "worse": False,
+KINDS = {  # of noise, by what it depends on
+    "class": ("symmetric-.2", "pair-.2"),
+    "features": ("instance-.2",),
+    "annotators": ("aggre", "random1", "worse"),
 }
 Table = list[list[str]]
 Groups = dict[tuple[str, str], dict[str, list[Run]]]  # (noise, dataset) -> method -> seeds
@@ -54,11 +51,28 @@ def grouped(args: argparse.Namespace, classifier: str) -> Groups:
         if seed in args.seeds:
             for method, result in runs.items():
                 found[noise, dataset][method].append(result)
+            if {"told", "ignored"} <= set(runs):
+                found[noise, dataset]["told-optimistic"].append(
+                    smaller(runs["told"], runs["ignored"])
+                )
     return {key: found[key] for key in sorted(found, key=_place)}
 
 
+def smaller(first: Run, second: Run) -> Run:
+    """Return what `optimistic=True` gives: the sets of the smaller threshold."""
+    sets = {
+        score: {
+            what: [min(pair) for pair in zip(first[score][what], second[score][what], strict=True)]
+            for what in ("coverage", "size")
+        }
+        for score in SCORES
+        if score in first
+    }
+    return first | sets
+
+
 def _place(key: tuple[str, str]) -> tuple[int, str]:
-    order = ["none", *KINDS]
+    order = ["none", *(noise for noises in KINDS.values() for noise in noises)]
     return order.index(key[0]), key[1]
 
 
@@ -79,21 +93,21 @@ def per_table(found: Groups, what: str, score: str = "lac", place: int = 1) -> T
 
 
 def judged(found: Groups) -> Table:
-    """Return, for each noise and method, what became of the promise and of the size.
+    """Return, for each kind of noise and method, what became of the promise and of the size.
 
-    A cell is a table, a score and an alpha; it is below where the mean over the seeds is more than
-    one standard error below 1 - alpha.
+    A cell is a table with its noise, a score and an alpha; it is below where the mean over the
+    seeds is more than one standard error below 1 - alpha.
     """
     rows = [["noise", "method", "alpha .05", "alpha .1", "below", "worst", "size / clean", "most"]]
-    for kind in KINDS:
-        tables = {dataset: runs for (noise, dataset), runs in found.items() if noise == kind}
+    for kind, noises in KINDS.items():
+        tables = [runs for (noise, _), runs in found.items() if noise in noises]
         for method in JUDGED:
-            if tables and all(method in runs for runs in tables.values()):
-                rows.append([kind, method, *_judged_row(tables.values(), method)])
+            if tables and all(method in runs for runs in tables):
+                rows.append([kind, method, *_judged_row(tables, method)])
     return rows
 
 
-def _judged_row(tables: Iterable[dict[str, list[Run]]], method: str) -> list[str]:
+def _judged_row(tables: list[dict[str, list[Run]]], method: str) -> list[str]:
     coverage: dict[int, list[float]] = {0: [], 1: []}
     excess, below, ratios = [], 0, []
     for runs in tables:
@@ -136,7 +150,7 @@ def weak(args: argparse.Namespace) -> Table:
 def agreement(found: Groups) -> list[str]:
     """Return how far the peers are from ConformalClassifier where it, too, ignores the noise."""
     texts = []
-    for peer in ("mapie", "crepes", "torchcp"):
+    for peer in PEERS:
         for score in SCORES:
             pairs = [
                 (mine, theirs)

@@ -86,6 +86,18 @@ def test_told_rates_are_those_believed(problem):
     assert believed == pytest.approx({"told": 0.2, "half": 0.1, "1.5x": 0.3})
 
 
+@pytest.mark.parametrize("score", conformal.SCORES)
+def test_optimistic_sets_are_the_smaller_ones(problem, score, monkeypatch):
+    told, ignored = (conformal.run(method, problem, 0) for method in ("told", "ignored"))
+    classifier = importlib.import_module("robustclf.conformal").ConformalClassifier
+    fit = classifier.fit
+    monkeypatch.setattr(
+        classifier, "fit", lambda clf, X, y: fit(clf.set_params(optimistic=True), X, y)
+    )
+    expected = conformal.run("told", problem, 0)
+    assert summary.smaller(told, ignored)[score] == expected[score]
+
+
 def test_what_is_there_is_not_run_again(problem, tmp_path, monkeypatch, capsys):
     path, made = tmp_path / "conformal.jsonl", []
     monkeypatch.setattr(conformal, "make_problem", lambda *args: made.append(args) or problem)
@@ -119,8 +131,8 @@ def test_summary_judges_by_the_standard_error(tmp_path, capsys):
     args = conformal.parse_args(["--summary", "--results", str(path), "--csv", str(tmp_path)])
     conformal.summarise(args)
     rows = (tmp_path / "conformal_methods.csv").read_text().splitlines()
-    assert "pair-.2,told,0.941,0.891,0 of 2,-0.009,1.20,1.20" in rows
-    assert "pair-.2,half,0.935,0.885,2 of 2,-0.015,2.00,2.00" in rows
+    assert "class,told,0.941,0.891,0 of 2,-0.009,1.20,1.20" in rows
+    assert "class,half,0.935,0.885,2 of 2,-0.015,2.00,2.00" in rows
     sizes = (tmp_path / "conformal_size.csv").read_text().splitlines()
     assert sizes[1].startswith("pair-.2,dna,1115,1.000,1.000,1.200,")
     assert "forest,pair-.2,dna,0.900,0.200,0.100," in (tmp_path / "conformal_weak.csv").read_text()
