@@ -83,7 +83,9 @@ class Calibration:
             kept = self.p_values(scores, groups)[..., None] > alpha + SLACK
         else:
             thresholds = np.vstack([self.thresholds(alpha), np.full((1, len(alpha)), np.inf)])
-            kept = scores[0][..., None] <= thresholds[self._cells(scores, groups)]
+            cells = self._cells(scores, groups)
+            limit = thresholds[cells] if cells.any() else thresholds[0]  # one: compares fastest
+            kept = scores[0][..., None] <= limit
         return kept
 
     def p_values(self, scores: Floats, groups: ArrayLike | None) -> Floats:

@@ -45,6 +45,8 @@ class Partition:
 
     def evidence(self, scores: Floats, codes: Codes, noise: Noise) -> list[Evidence]:
         """Return the rows of each cell with the scores of its classes."""
+        if len(self.rows) == 1:  # of all rows and classes
+            return [Evidence(scores, codes, self.columns[0], noise)]
         pairs = zip(self.rows, self.columns, strict=True)
         return [Evidence(scores[np.ix_(r, c)], codes[r], c, noise) for r, c in pairs]
 

@@ -150,4 +150,6 @@ class Evidence:
     @property
     def own_scores(self) -> Floats:
         """Scores of the given labels, of the rows whose label is one of the classes."""
+        if self.kind == "marginal":
+            return np.take_along_axis(self.scores, self.codes[:, None], axis=1)[:, 0]
         return self.scores[self.own]

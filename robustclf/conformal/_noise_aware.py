@@ -13,7 +13,7 @@ from robustclf._held_out import hold_out, label_proba
 from robustclf._wrapped import CALIBRATION_CONSTRAINTS, WrappedClassifier
 from robustclf.conformal._evidence import Codes, Floats, Noise
 from robustclf.noise._given import NOISE_CONSTRAINTS, given_transition
-from robustclf.noise._inputs import check_proba
+from robustclf.noise._inputs import check_class_proba
 
 CONSTRAINTS = NOISE_CONSTRAINTS | CALIBRATION_CONSTRAINTS
 
@@ -66,7 +66,7 @@ class NoiseAwareClassifier(WrappedClassifier):
         return check_array(y, dtype=bool)[held.rows], held.proba
 
     def _noisy_rows(self, codes: Codes, proba: Floats) -> HeldOutRows:
-        p = check_proba(codes, proba, np.arange(len(self.classes_))).proba
+        p = check_class_proba(proba, self.classes_)
         self.transition_ = given_transition(
             self.noise, self.classes_, self.noise_convention, codes=codes, proba=p, safe=True
         )

@@ -240,9 +240,12 @@ def row_uniforms(proba: ArrayLike, seed: int) -> Floats:
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the state, mixed in place."""
     for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
-        state = (state ^ (state >> np.uint64(shift))) * np.uint64(multiplier)
-    return state ^ (state >> np.uint64(31))
+        state ^= state >> np.uint64(shift)
+        state *= np.uint64(multiplier)
+    state ^= state >> np.uint64(31)
+    return state
 
 
 def _ranks(proba: Floats) -> tuple[NDArray[np.intp], Floats]:

@@ -380,7 +380,9 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
         """Return the scores ``(classifier, row, class)``."""
         crossed = self.calibration_.crossed
         proba = self._fold_proba(X) if crossed else self.predict_proba(X)[None]
-        uniform = row_uniforms(proba.mean(axis=0), self._seed)
+        uniform = row_uniforms(proba.mean(axis=0), self._seed) if self.score_.randomized else None
+        if not crossed:
+            return self.score_(proba[0], uniform)[None]
         return np.stack([self.score_(p, uniform) for p in proba])
 
     def _fold_proba(self, X: Any) -> Floats:

@@ -70,6 +70,25 @@ def check_proba(y: ArrayLike, proba: ArrayLike, classes: ArrayLike | None = None
     Traceback (most recent call last):
     ValueError: proba must have a column for each class, got shape (2,): pass predict_proba...
     """
+    codes, known = check_labels(y, classes)
+    p = check_class_proba(proba, known)
+    check_consistent_length(codes, p)
+    return LabelledProba(codes, p, known)
+
+
+def check_class_proba(proba: ArrayLike, classes: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the probabilities of known classes; each row sums to 1.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many columns as classes, or the numbers are not probabilities.
+
+    Examples
+    --------
+    >>> check_class_proba([[0.9, 0.0999], [0.4, 0.6]], np.array(["no", "yes"])).sum(axis=1)
+    array([1., 1.])
+    """
     shape = np.shape(proba)
     if len(shape) != 2:
         raise ValueError(
@@ -77,18 +96,18 @@ def check_proba(y: ArrayLike, proba: ArrayLike, classes: ArrayLike | None = None
             "predict_proba, not labels."
         )
     p: NDArray[np.float64] = check_array(proba, dtype=np.float64, input_name="proba")
-    codes, known = check_labels(y, classes)
-    check_consistent_length(codes, p)
-    if p.shape[1] != len(known):
+    if p.shape[1] != len(classes):
         raise ValueError(
-            f"proba has {p.shape[1]} columns for {len(known)} classes {known.tolist()}. Pass "
+            f"proba has {p.shape[1]} columns for {len(classes)} classes {classes.tolist()}. Pass "
             "classes=clf.classes_ if some class has no row."
         )
-    if len(known) < 2:
-        raise ValueError(f"y has only one class: {known.tolist()}.")
-    if p.min() < 0 or abs(p.sum(axis=1) - 1).max() > SUM_TOLERANCE:
-        row = int(np.argmax((p < 0).any(axis=1) | (abs(p.sum(1) - 1) > SUM_TOLERANCE)))
+    if len(classes) < 2:
+        raise ValueError(f"y has only one class: {classes.tolist()}.")
+    total = p.sum(axis=1, keepdims=True)
+    if p.min() < 0 or abs(total - 1).max() > SUM_TOLERANCE:
+        row = int(np.argmax((p < 0).any(axis=1) | (abs(total[:, 0] - 1) > SUM_TOLERANCE)))
         raise ValueError(
             f"proba must hold probabilities that sum to 1 in each row, got {p[row]} in row {row}."
         )
-    return LabelledProba(codes, p / p.sum(axis=1, keepdims=True), known)
+    shares: NDArray[np.float64] = p / total
+    return shares
