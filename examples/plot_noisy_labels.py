@@ -42,7 +42,9 @@ def symmetric_noise(y, rate, seed=0):
 
 models = {
     "RobustClassifier": RobustClassifier(random_state=0),
-    "RobustClassifier (loss='auto')": RobustClassifier(loss="auto", random_state=0),
+    "RobustClassifier (loss='auto', fast)": RobustClassifier(
+        loss="auto", budget="fast", random_state=0
+    ),
     "MLPClassifier (scaled, early stopping)": make_pipeline(
         StandardScaler(), MLPClassifier(early_stopping=True, random_state=0)
     ),
