@@ -103,7 +103,7 @@ def test_true_labels_are_missed_as_often_as_asked_for(noise, track):
     given = labels_by(noise[y], rng)
     share = {}
     for known in (None, noise):
-        online = made(noise=known, step=0.02, track=track).fit(p[:500], given[:500])
+        online = made(noise=known, step=0.02, track=track, window=400).fit(p[:500], given[:500])
         share[known is None] = followed(online, p[500:], y[500:], given[500:], 20).mean()
     # within 1 / (step n) by the bound of the first paper, and three standard errors
     assert share[False] == pytest.approx(0.1, abs=0.04)
@@ -179,7 +179,7 @@ def test_rows_at_once_are_rows_one_by_one():
     assert at_once.update(p[200:], y[200:]).threshold_ == one_by_one.threshold_
 
 
-@parametrize_with_checks([OnlineConformalClassifier(LogisticRegression(), cv=2, random_state=0)])
+@parametrize_with_checks([OnlineConformalClassifier(LogisticRegression(), cv=None, random_state=0)])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 

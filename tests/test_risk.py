@@ -262,7 +262,7 @@ def test_nothing_certified():
 
 @parametrize_with_checks(
     [
-        RiskController(LogisticRegression(), cv=2, random_state=0),
+        RiskController(LogisticRegression(), cv=None, random_state=0),
         LearnThenTest(GaussianNB(), random_state=0),
     ]
 )

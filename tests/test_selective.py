@@ -163,7 +163,7 @@ def test_centroids_with_noise_are_near_those_without():
 @pytest.mark.filterwarnings("ignore:no row can be accepted")
 @parametrize_with_checks(
     [
-        SelectiveClassifier(LogisticRegression(), cv=2, random_state=0),
+        SelectiveClassifier(LogisticRegression(), cv=None, random_state=0),
         SelectiveClassifier(GaussianNB(), rule="centroid", random_state=0),
     ]
 )
