@@ -311,7 +311,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--classifiers", type=names, default=list(CLASSIFIERS))
     add("--datasets", type=names, default=list(DATASETS))
     add("--noises", type=names, default=list(NOISES))
-    add("--seeds", type=numbers, default=list(range(10)))
+    add("--seeds", type=numbers, default=list(range(5)))
     add("--results", type=Path, default=RESULTS)
     add("--time", action="store_true", help="instead: time calibration and prediction")
     add("--sizes", type=numbers, default=[20_000, 50_000], help="calibration and new rows to time")
