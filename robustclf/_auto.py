@@ -1,7 +1,7 @@
 """loss="auto": models of different strength, weighed by the labels they did not learn from.
 
 1. Networks that differ in what keeps them from memorising (dropout, few inputs, no hidden layer,
-   length of the training), and forests with large leaves, are fitted to the labels as they are.
+   an embedding of numbers), and forests with large leaves, are fitted to the labels as they are.
    None is right for every table; together they cost what one search would.
 2. Cross-fitting gives every row the probabilities of members that did not train on it. The share
    of given labels they predict ranks the models: it falls with the noise, but alike for all.
@@ -35,7 +35,6 @@ from robustclf._build import Prepared, auto_epochs, fit_encoder, make_strategies
 from robustclf._mixture import Floats, Forest, Mixture, Network
 from robustclf._net import DivergenceError
 from robustclf._progress import announce
-from robustclf._registry import check_known
 from robustclf.losses import ForwardCorrected
 from robustclf.noise import NoiseRate, estimate_transition, noise_rate
 from robustclf.sources import as_source
@@ -207,7 +206,7 @@ class Labels:
         return weights
 
     def transition(self, oof: Floats) -> Floats:
-        """Return how labels were corrupted, as confident learning counts it."""
+        """Return how labels were corrupted, as confident learning counts it: rows count alike."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a class of few rows has a usable row
             estimate = estimate_transition(
@@ -230,7 +229,6 @@ class Auto:
     """
 
     def __init__(self, clf: Any, data: dict[str, Any]) -> None:
-        check_known("budget", [clf.budget], BUDGETS)
         for key in clf._part_params("loss"):
             raise ValueError(
                 f"loss='auto' chooses the losses itself and has no parameter {key!r}: leave "
