@@ -123,7 +123,7 @@ def _settings(arguments: argparse.Namespace) -> Any:
         row_id=arguments.id,
         drop=tuple(arguments.drop),
         max_rows=arguments.max_rows,
-        max_epochs=arguments.max_epochs or "auto",
+        max_epochs=arguments.max_epochs,
         seed=arguments.seed,
         device=arguments.device,
         quiet=arguments.quiet,

@@ -304,8 +304,9 @@ class RobustSearchCV(BaseSearchCV):
         n_parts = 1 if self.halving else min(effective_n_jobs(self.n_jobs), len(pairs))
         cuts = [len(pairs) * k // n_parts for k in range(n_parts + 1)]
         run = search.run_halving if self.halving else search.run
-        jobs = (delayed(run)(pairs[start:stop]) for start, stop in pairwise(cuts))
-        done = [run(pairs)] if n_parts == 1 else Parallel(n_jobs=self.n_jobs)(jobs)
+        dealt = sorted(pairs, key=lambda pair: pair[1])  # fits to the same rows share much
+        jobs = (delayed(run)(dealt[start:stop]) for start, stop in pairwise(cuts))
+        done = [run(dealt)] if n_parts == 1 else Parallel(n_jobs=self.n_jobs)(jobs)
         self.groups_ = [group for _, groups in done for group in groups]
         results = {pair: result for found, _ in done for pair, result in found.items()}
         return [results[pair] for pair in pairs]

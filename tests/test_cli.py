@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from robustclf.__main__ import main
-from robustclf.cli import tables
+from robustclf.cli import audit, tables
 from robustclf.cli.summary import one_in, percent, shown
 
 FAST = ["--quiet", "--device", "cpu", "--max-epochs"]
@@ -138,6 +138,19 @@ def test_audit_scores_rows_that_were_not_sampled(folder, capsys, noisy, monkeypa
     assert len(issues) == found["wrong_labels"] > 0.1 * N
     assert noisy[1][issues["id"].astype(int)].mean() > 0.8
     assert "200 rows drawn at random" in (folder / "report.html").read_text()
+
+
+def test_a_large_table_takes_fewer_folds_and_epochs(folder, capsys, noisy, monkeypatch):
+    fitted, fit = [], audit.fit
+    monkeypatch.setattr(audit, "LARGE", N // 2)
+    monkeypatch.setattr(audit, "fit", lambda clf, *rest: [fitted.append(clf), fit(clf, *rest)])
+    argv = ["audit", "t.csv", "--label", "y", "--id", "id", *FAST[:-1]]
+    run(capsys, *argv)
+    run(capsys, *argv, "--force", "--max-epochs", 14)
+    assert [(clf.cross_fit, clf.max_epochs) for clf in fitted] == [(3, 15), (3, 14)]
+    issues = pd.read_csv("issues.csv", dtype={"id": str})
+    assert len(issues) > 0.1 * N
+    assert noisy[1][issues["id"].astype(int)].mean() > 0.8
 
 
 def cells(path):

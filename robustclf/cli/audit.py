@@ -32,6 +32,7 @@ from robustclf.noise import (
 )
 
 FEWEST_ROWS = 20
+LARGE = 10_000  # rows beyond which fewer folds and shorter training rank labels as well
 SCORED = 50_000  # rows that are scored together
 
 
@@ -43,7 +44,7 @@ class Settings:
     row_id: str | None = None
     drop: tuple[str, ...] = ()
     max_rows: int = 200_000
-    max_epochs: int | str = "auto"
+    max_epochs: int | None = None
     seed: int = 0
     device: str = "auto"
     quiet: bool = False
@@ -213,7 +214,7 @@ def audit(path: Path, label: str, settings: Settings) -> Audit:
     training = prepare(path, label, settings)
     source = training.source
     whole = len(training.rows) == len(source.labelled)
-    clf = classifier(settings, cross_fit=5, track_dynamics=whole)
+    clf = classifier(settings, track_dynamics=whole, **training_of(len(training.rows)))
     fit(clf, training.X, training.codes, training.notes)
     y, proba, classes = training.labels, clf.oof_proba_, source.classes
     with _noted(training.notes):
@@ -232,6 +233,19 @@ def audit(path: Path, label: str, settings: Settings) -> Audit:
         quality=clf.label_quality_,
         dynamics=clf.dynamics_ if whole else None,
     )
+
+
+def training_of(n_rows: int) -> dict[str, Any]:
+    """Return the parameters of the classifier that audits so many rows.
+
+    Examples
+    --------
+    >>> training_of(5_000), training_of(20_000)
+    ({'cross_fit': 5}, {'cross_fit': 3, 'max_epochs': 15, 'lr': 0.008})
+    """
+    if n_rows <= LARGE:
+        return {"cross_fit": 5}
+    return {"cross_fit": 3, "max_epochs": 15, "lr": 0.008}
 
 
 def guesses(codes: NDArray[np.int32], proba: NDArray[np.floating]) -> bool:
@@ -256,11 +270,12 @@ def guesses(codes: NDArray[np.int32], proba: NDArray[np.floating]) -> bool:
 def classifier(settings: Settings, recipe: str | None = None, **params: Any) -> RobustClassifier:
     """Return the classifier that the settings ask for, not fitted."""
     params = params | {
-        "max_epochs": settings.max_epochs,
         "device": settings.device,
         "random_state": settings.seed,
         "verbose": 0 if settings.quiet else 1,
     }
+    if settings.max_epochs is not None:
+        params["max_epochs"] = settings.max_epochs
     return RobustClassifier.from_recipe(recipe, **params) if recipe else RobustClassifier(**params)
 
 
