@@ -9,6 +9,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch import nn
 RESULTS = Path(__file__).parent / "results" / "search.jsonl"
 LRS, DECAYS = [3e-4, 1e-3, 3e-3, 1e-2], [0.0, 0.01, 0.1]
 FOLDS = 5
+DROPOUT = 0.3  # the default of so many rows
+SKORCH, OWN = "GridSearchCV(skorch)", "GridSearchCV(RobustClassifier)"
 JOBS = {
     "small": (Job(5_000, 20, 5, 64, 64, epochs=30), 6.0, 3.0),
     "large": (Job(5_000, 20, 5, 256, 256, epochs=30), 3.0, 1.6),
@@ -44,9 +47,9 @@ def candidates(job: Job, dropout: float, device: str) -> Any:
     )
 
 
-def skorch_net(job: Job) -> NeuralNetClassifier:
+def skorch_net(job: Job, dropout: float) -> NeuralNetClassifier:
     return NeuralNetClassifier(
-        job.network,
+        partial(job.network, dropout),
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.AdamW,
         max_epochs=job.epochs,
@@ -70,15 +73,15 @@ def searches(job: Job, X: NDArray, y: NDArray, n_jobs: int, device: str) -> dict
         return GridSearchCV(estimator, names, cv=FOLDS, refit=False, n_jobs=n_jobs).fit
 
     ours = {"lr": LRS, "weight_decay": DECAYS}
+    theirs = {"lr": LRS, "optimizer__weight_decay": DECAYS}
     found = {
-        "stack": stacked(n_jobs=n_jobs),
         "stack, one process": stacked(),
         "stack with halving, one process": stacked(halving=True),
-        "GridSearchCV(RobustClassifier)": grid(candidates(job, 0.0, device), **ours),
-        "stack, dropout 0.3": stacked(0.3, n_jobs=n_jobs),
-        "GridSearchCV(RobustClassifier), dropout 0.3": grid(candidates(job, 0.3, device), **ours),
-        "GridSearchCV(skorch)": grid(skorch_net(job), lr=LRS, optimizer__weight_decay=DECAYS),
     }
+    for dropout in (0.0, DROPOUT):
+        found[f"stack, dropout {dropout}"] = stacked(dropout, n_jobs=n_jobs)
+        found[f"{OWN}, dropout {dropout}"] = grid(candidates(job, dropout, device), **ours)
+        found[f"{SKORCH}, dropout {dropout}"] = grid(skorch_net(job, dropout), **theirs)
     return {name: lambda fit=fit: fit(X, y) for name, fit in found.items()}
 
 
@@ -96,14 +99,13 @@ def measure(job: Job, goals: tuple[float, float], args: argparse.Namespace) -> l
             seconds.setdefault(name, []).append(time.perf_counter() - start)
             print(f"  {job.name}, {name}: {seconds[name][-1]:.1f} s", flush=True)
     took = {name: np.array(values) for name, values in seconds.items()}
-    own, own_dropout, theirs = (name for name in took if name.startswith("GridSearchCV"))
-    pairs = [
-        (theirs, "stack", goals[0]),
-        (own, "stack", goals[1]),
-        (own_dropout, "stack, dropout 0.3", None),
-        (own, "stack, one process", None),
-        (own, "stack with halving, one process", None),
+    pairs: list[tuple[str, str, float | None]] = [
+        (f"{name}, dropout {dropout}", f"stack, dropout {dropout}", goal)
+        for dropout in (0.0, DROPOUT)
+        for name, goal in zip((SKORCH, OWN), goals, strict=True)
     ]
+    own = f"{OWN}, dropout 0.0"
+    pairs += [(own, "stack, one process", None), (own, "stack with halving, one process", None)]
     return [
         Ratio(f"{slow} / {fast} ({job.name})", list(took[slow] / took[fast]), goal, floor=True)
         for slow, fast, goal in pairs

@@ -57,13 +57,16 @@ class Job:
         X = centres[y] + rng.standard_normal((self.n_samples, self.n_features))
         return ((X - X.mean(0)) / X.std(0)).astype(np.float32), y
 
-    def network(self) -> nn.Sequential:
+    def network(self, dropout: float = 0.0) -> nn.Sequential:
         """Return the network that every candidate trains."""
+        drop = [nn.Dropout(dropout)] if dropout else []
         return nn.Sequential(
             nn.Linear(self.n_features, self.width),
             nn.ReLU(),
+            *drop,
             nn.Linear(self.width, self.width),
             nn.ReLU(),
+            *drop,
             nn.Linear(self.width, self.n_classes),
         )
 

@@ -12,6 +12,23 @@ from robustclf import RobustClassifier
 from robustclf.model_selection import RobustSearchCV
 
 
+def test_a_search_on_ray():
+    ray = pytest.importorskip("ray")
+    joblib_of_ray = pytest.importorskip("ray.util.joblib")
+    joblib_of_ray.register_ray()
+    X, y = load_wine(return_X_y=True)
+    clf = RobustClassifier(hidden=(8,), max_epochs=5, batch_size=32, random_state=0)
+    search = RobustSearchCV(clf, {"lr": [0.001, 0.01]}, cv=3, refit=False, n_jobs=2)
+    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
+    try:
+        with parallel_config(backend="ray"):
+            found = search.fit(X, y).cv_results_["mean_test_score"]
+    finally:
+        ray.shutdown()
+    alone = search.set_params(n_jobs=None).fit(X, y).cv_results_["mean_test_score"]
+    np.testing.assert_array_equal(found, alone)
+
+
 def test_a_search_survives_the_death_of_a_worker(tmp_path):
     distributed = pytest.importorskip("distributed")
     mark = tmp_path / "died"
