@@ -312,19 +312,35 @@ def test_corrections_bound_the_expected_largest_error(name, columns):
     error, spread = np.mean(errors), np.std(errors) / np.sqrt(150)
     for alias in CORRECTIONS.names():
         correction = CORRECTIONS.make(alias)
-        if correction.finite_sample and cells[0].kind in correction.kinds:
+        if correction.auto_from == 0 and cells[0].kind in correction.kinds:
             assert np.mean([correction.size(c) for c in cells[:20]]) > error - 2 * spread, alias
     limit = np.mean([CORRECTIONS.make("asymptotic", n_draws=2000).size(c, 0) for c in cells[:3]])
     assert_allclose(limit, error, rtol=0.15)
 
 
-def test_auto_is_the_smallest_that_holds():
-    few, many = balanced(500, 2, 0.2), balanced(500, 10, 0.2)
-    for evidence, alias in ((few, "crcp"), (many, "bortolotti")):
-        chosen = choose("auto", [evidence])
-        assert chosen.alias == alias
-        sizes = {a: CORRECTIONS.make(a).size(evidence) for a in ("sesia", "crcp", "bortolotti")}
-        assert chosen.sizes[0] == min(sizes.values()) == sizes[alias]
+@pytest.mark.parametrize(
+    ("n", "n_classes", "alias"), [(80, 2, "crcp"), (80, 10, "bortolotti"), (500, 10, "asymptotic")]
+)
+def test_auto_is_the_smallest_that_holds(n, n_classes, alias):
+    evidence = balanced(n, n_classes, 0.2)
+    chosen = choose("auto", [evidence], 0)
+    assert chosen.alias == alias
+    names = ["sesia", "crcp", "bortolotti", "asymptotic"][: 3 if n < 100 else 4]
+    sizes = {name: CORRECTIONS.make(name).size(evidence, 0) for name in names}
+    assert chosen.sizes[0] == min(sizes.values()) == sizes[alias]
+
+
+def test_auto_trusts_the_limit_where_no_cell_is_small():
+    rng = np.random.RandomState(0)
+    y, p = draw(rng, 2_000)
+    noise = Noise(NOISES["uniform"])
+    large, small = (
+        Evidence(LAC()(p[:n])[:, [k]], corrupt(rng, y[:n], noise.transition), np.array([k]), noise)
+        for n, k in ((2_000, 0), (200, 1))
+    )
+    assert large.n_own > 100 > small.n_own > 0
+    assert choose("auto", [large], 0).alias == "asymptotic"
+    assert choose("auto", [large, small], 0).alias != "asymptotic"
 
 
 @pytest.mark.parametrize("name", CORRECTIONS.names())
