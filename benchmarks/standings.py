@@ -41,7 +41,11 @@ def summarise(args: Namespace) -> str:
         rows += _seconds_rows(cells, models)
     head = ["| noise | data sets | runs | " + " | ".join(models) + " |"]
     rows = [*head, "|---" * (3 + len(models)) + "|", *rows]
-    rows += standing(groups, args.name, models)
+    if against := standing(groups, args.name, models):
+        lines = [f"| {' | '.join(row)} |" for row in against]
+        rows += ["", lines[0], "|---" * len(against[0]) + "|", *lines[1:]]
+        if args.csv:
+            write(args.csv / "accuracy_standing.csv", against)
     rows += ranking(cells, models, args.diagram)
     return "\n".join([*rows, *failures(done, models)])
 
@@ -117,8 +121,8 @@ def _model_rows(groups: dict[str, Cells], models: list[str]) -> str:
     return "\n".join(lines)
 
 
-def standing(groups: dict[str, Cells], name: str, models: list[str]) -> list[str]:
-    """Return the table of one variant against, in each row, the peer with the best mean.
+def standing(groups: dict[str, Cells], name: str, models: list[str]) -> list[list[str]]:
+    """Return the rows of a table: one variant against, in each row, the peer with the best mean.
 
     Differences are to that peer, the worst one is that of a single table; the rank is among the
     peers. The last column is there with a model that was fitted on the truly labelled rows: how
@@ -134,8 +138,7 @@ def standing(groups: dict[str, Cells], name: str, models: list[str]) -> list[str
         [label, *_against(table_means(cells, models), name, peers, oracle)]
         for label, cells in groups.items()
     ]
-    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
-    return ["", lines[0], "|---" * len(head) + "|", *lines[1:]]
+    return [head, *rows]
 
 
 def _against(tables: Means, name: str, peers: list[str], oracle: str | None) -> list[str]:
@@ -203,9 +206,13 @@ def write_per_table(path: Path, cells: Cells, models: list[str]) -> None:
     for cell, runs in cells.items():
         by_row[cell[:2]][cell] = runs
     order = [(dataset, noise) for dataset in (*TABLES, *REAL) for noise in NOISES]
+    rows = [["table", "noise", *models]]
+    for row in (row for row in order if row in by_row):
+        means = table_means(by_row[row], models)[row[0]]
+        rows.append([*row, *(f"{means[model]:.3f}" for model in models)])
+    write(path, rows)
+
+
+def write(path: Path, rows: list[list[str]]) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["table", "noise", *models])
-        for row in (row for row in order if row in by_row):
-            means = table_means(by_row[row], models)[row[0]]
-            writer.writerow([*row, *(f"{means[model]:.3f}" for model in models)])
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -305,6 +305,13 @@ def test_a_variant_stands_against_the_best_peer_of_each_noise(results):
     assert "mean rank of 2 |\n" in table
 
 
+def test_the_standing_is_written(results, tmp_path):
+    accuracy.summarise(parse(f"--csv {tmp_path} --models robustclf,rf,mlp", results))
+    head, *rows = (tmp_path / "accuracy_standing.csv").read_text().splitlines()
+    assert head == "noise,robustclf,best peer,its mean,difference,worst table,mean rank of 3"
+    assert "pair-.4,0.700,rf,0.690,+0.010,dna -0.080,2.0" in rows
+
+
 def test_means_of_tables_are_ranked_without_the_oracle(results):
     table = accuracy.summarise(parse("--summary --models robustclf,rf,mlp,oracle", results))
     # vowel: .85, .80, .85; dna: .75, .79, .55
