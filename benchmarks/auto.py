@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from accuracy import grid
-from data import TABLES, load
+from data import REAL, TABLES, load
 from runs import append, parse_noise
-from standings import INJECTED
+from standings import INJECTED, NOISES
 
 from robustclf import RobustClassifier
 from robustclf._auto import FORESTS, Auto, Tried
@@ -83,7 +83,7 @@ def summary(lines: Iterable[dict[str, Any]]) -> str:
     by_noise: dict[str, list[dict[str, float]]] = {}
     for line in lines:
         by_noise.setdefault(line["noise"], []).append(line["scores"])
-    noises = [noise for noise in INJECTED if noise in by_noise]
+    noises = [noise for noise in NOISES if noise in by_noise]
     names = dict.fromkeys(name for cells in by_noise.values() for s in cells for name in s)
     rows = []
     for name in (n for n in names if not n.endswith(" alone") or n == "best alone"):
@@ -109,13 +109,17 @@ def main() -> None:
     parser.add_argument("--max-train", type=int, default=3_000)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--summary", action="store_true", help="print the table, run nothing")
+    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="summary; write the table there")
     args = parser.parse_args()
-    if unknown := set(args.datasets) - set(TABLES):
-        parser.error(f"unknown tables {unknown}; there are {', '.join(TABLES)}.")
+    if unknown := set(args.datasets) - {*TABLES, *REAL}:
+        parser.error(f"unknown tables {unknown}; there are {', '.join([*TABLES, *REAL])}.")
     text = args.results.read_text() if args.results.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]
-    if args.summary:
-        print(summary(lines))
+    if args.summary or args.csv:
+        table = summary(lines)
+        print(table)
+        if args.csv:
+            (args.csv / "auto_parts.csv").write_text(table + "\n")
         return
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -151,7 +151,7 @@ OURS: dict[str, tuple[Any, str]] = {  # what is told of the noise, and the corre
     "ignored": (None, "auto"),
     "told": (lambda transition: transition, "auto"),
     "told-none": (lambda transition: transition, "none"),
-    "told-asymptotic": (lambda transition: transition, "asymptotic"),
+    "told-bortolotti": (lambda transition: transition, "bortolotti"),
     "estimate": ("estimate", "auto"),
     "estimate-none": ("estimate", "none"),
     "half": (lambda transition: scaled(transition, 0.5), "auto"),

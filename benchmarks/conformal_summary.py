@@ -12,10 +12,10 @@ from runs import Run, read_results
 
 ALPHAS = (0.05, 0.1)
 SCORES = ("lac", "aps")
-SHOWN = ("clean", "ignored", "told", "told-asymptotic", "told-none", "estimate", "half", "1.5x")
+SHOWN = ("clean", "ignored", "told", "told-bortolotti", "told-none", "estimate", "half", "1.5x")
 PEERS = ("mapie", "crepes", "torchcp")
 JUDGED = (
-    *("clean", "ignored", *PEERS, "told", "told-optimistic", "told-asymptotic", "told-none"),
+    *("clean", "ignored", *PEERS, "told", "told-bortolotti", "told-none"),
     *("estimate", "estimate-none", "half", "half-none", "1.5x", "1.5x-none"),
 )
 KINDS = {  # of noise, by what it depends on
@@ -52,24 +52,7 @@ def grouped(args: argparse.Namespace, classifier: str) -> Groups:
         if seed in args.seeds:
             for method, result in runs.items():
                 found[noise, dataset][method].append(result)
-            if {"told", "ignored"} <= set(runs):
-                found[noise, dataset]["told-optimistic"].append(
-                    smaller(runs["told"], runs["ignored"])
-                )
     return {key: found[key] for key in sorted(found, key=_place)}
-
-
-def smaller(first: Run, second: Run) -> Run:
-    """Return what `optimistic=True` gives: the sets of the smaller threshold."""
-    sets = {
-        score: {
-            what: [min(pair) for pair in zip(first[score][what], second[score][what], strict=True)]
-            for what in ("coverage", "size")
-        }
-        for score in SCORES
-        if score in first
-    }
-    return first | sets
 
 
 def _place(key: tuple[str, str]) -> tuple[int, str]:

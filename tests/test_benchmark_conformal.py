@@ -87,18 +87,6 @@ def test_told_rates_are_those_believed(problem):
     assert believed == pytest.approx({"told": 0.2, "half": 0.1, "1.5x": 0.3})
 
 
-@pytest.mark.parametrize("score", conformal.SCORES)
-def test_optimistic_sets_are_the_smaller_ones(problem, score, monkeypatch):
-    told, ignored = (conformal.run(method, problem, 0) for method in ("told", "ignored"))
-    classifier = importlib.import_module("robustclf.conformal").ConformalClassifier
-    fit = classifier.fit
-    monkeypatch.setattr(
-        classifier, "fit", lambda clf, X, y: fit(clf.set_params(optimistic=True), X, y)
-    )
-    expected = conformal.run("told", problem, 0)
-    assert summary.smaller(told, ignored)[score] == expected[score]
-
-
 def test_what_is_there_is_not_run_again(problem, tmp_path, monkeypatch, capsys):
     path, made = tmp_path / "conformal.jsonl", []
     monkeypatch.setattr(conformal, "make_problem", lambda *args: made.append(args) or problem)

@@ -14,7 +14,7 @@ from scipy.stats import binom
 from robustclf.conformal import APS, DKW, LAC, RAPS, Score, TopK, conformal_quantile
 from robustclf.conformal._calibration import Calibration
 from robustclf.conformal._corrections import CORRECTIONS, alias_of, choose
-from robustclf.conformal._deviations import expected_maximum, largest_excess
+from robustclf.conformal._deviations import expected_maximum, largest_excess, limiting_process
 from robustclf.conformal._evidence import Evidence, Noise
 from robustclf.conformal._levels import FoldLevels, Levels, steps
 from robustclf.conformal._scores import SCORES, row_uniforms
@@ -316,6 +316,21 @@ def test_corrections_bound_the_expected_largest_error(name, columns):
             assert np.mean([correction.size(c) for c in cells[:20]]) > error - 2 * spread, alias
     limit = np.mean([CORRECTIONS.make("asymptotic", n_draws=2000).size(c, 0) for c in cells[:3]])
     assert_allclose(limit, error, rtol=0.15)
+
+
+@pytest.mark.parametrize("columns", [[0, 1, 2, 3], [1]], ids=str)
+def test_some_rows_tell_the_covariance(columns, monkeypatch):
+    rng = np.random.RandomState(0)
+    y, p = draw(rng, 6_000)
+    p, y = p[np.argsort(y)], np.sort(y)
+    T, columns = NOISES["matrix"], np.array(columns)
+    cell = Evidence(LAC()(p)[:, columns], corrupt(rng, y, T), columns, Noise(T))
+    monkeypatch.setattr("robustclf.conformal._deviations.MOST_ROWS", 6_000)
+    every = limiting_process(cell)
+    monkeypatch.setattr("robustclf.conformal._deviations.MOST_ROWS", 1_500)
+    some = limiting_process(cell)
+    assert (some != every).any()
+    assert_allclose(some, every, atol=0.1 * every.max())
 
 
 @pytest.mark.parametrize(

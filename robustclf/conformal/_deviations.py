@@ -13,7 +13,7 @@ from robustclf.conformal._evidence import Evidence
 Floats = NDArray[np.float64]
 
 GRID = 200  # points of the limiting process
-CHUNK = 4096  # rows of its covariance at a time
+MOST_ROWS = 4_000  # that a covariance is estimated from
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of the diagonal, tried as multiples of the identity
 NOTHING = 1e-12  # that is left of a uniform matrix
 
@@ -115,25 +115,22 @@ def _wrong_share(evidence: Evidence) -> float:
 
 
 def limiting_process(evidence: Evidence) -> Floats:
-    r"""Return the covariance of :math:`\sqrt n (\hat F - F)` on a grid of scores."""
+    r"""Return the covariance of :math:`\sqrt n (\hat F - F)` on a grid of scores.
+
+    Many rows are represented by some of them, evenly spaced.
+    """
     grid = np.quantile(evidence.own_scores, np.linspace(0, 1, GRID), method="inverted_cdf")
-    second, first = np.zeros((GRID, GRID)), np.zeros(GRID)
-    parts = range(0, evidence.n, CHUNK)
-    for rows in (slice(start, start + CHUNK) for start in parts):
-        first += _on_grid(evidence, rows, grid).sum(axis=0)
-    for rows in (slice(start, start + CHUNK) for start in parts):
-        moves = _on_grid(evidence, rows, grid) * evidence.n
-        if evidence.kind == "marginal":
-            moves -= first
-        else:
-            moves -= first * (evidence.weight[rows].sum(axis=1) * evidence.n)[:, None]
-        second += moves.T @ moves / evidence.n
-    return second
+    rows = np.linspace(0, evidence.n - 1, min(evidence.n, MOST_ROWS)).astype(int)
+    weight = evidence.weight[rows] * evidence.n
+    moves = _on_grid(evidence.scores[rows], weight, grid)
+    mean = moves.mean(axis=0)
+    moves -= mean if evidence.kind == "marginal" else weight.sum(axis=1)[:, None] * mean
+    covariance: Floats = moves.T @ moves / len(rows)
+    return covariance
 
 
-def _on_grid(evidence: Evidence, rows: slice, grid: Floats) -> Floats:
+def _on_grid(scores: Floats, weight: Floats, grid: Floats) -> Floats:
     """Return the weight of each row below each point, ``(row, point)``."""
-    scores, weight = evidence.scores[rows], evidence.weight[rows]
     place = np.searchsorted(grid, scores, side="left")  # one more than the grid: above all points
     cell = np.arange(len(scores))[:, None] * (GRID + 1) + place
     moves = np.bincount(cell.ravel(), weight.ravel(), minlength=len(scores) * (GRID + 1))
