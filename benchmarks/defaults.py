@@ -66,12 +66,14 @@ def summary(cells: Cells) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
+    seeds = {"type": lambda text: tuple(int(seed) for seed in text.split(","))}
+    parser.add_argument("--seeds", default=SEEDS, **seeds)
     parser.add_argument("--summary", action="store_true", help="print the table, run nothing")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="summary; write the table there")
     args = parser.parse_args()
     if not (args.summary or args.csv):
         run = accuracy.parse_args(["--results", str(args.results), "--max-train", "3000"])
-        run.datasets, run.noises, run.seeds = DEVELOPED_ON, NOISES, SEEDS
+        run.datasets, run.noises, run.seeds = DEVELOPED_ON, NOISES, args.seeds
         for run.name, run.settings in VARIANTS.items():
             run.models = [run.name]
             accuracy.run_all(run)
