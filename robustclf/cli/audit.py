@@ -32,7 +32,7 @@ from robustclf.noise import (
 )
 
 FEWEST_ROWS = 20
-LARGE = 10_000  # rows beyond which fewer folds and shorter training rank labels as well
+LARGE = 10_000  # rows beyond which fewer folds and shorter training rank labels hardly worse
 SCORED = 50_000  # rows that are scored together
 
 
