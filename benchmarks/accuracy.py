@@ -17,7 +17,18 @@ from typing import Any
 
 from data import BINARY, REAL, TABLES, Features, Labels, Split, load
 from peers import APART, PEERS
-from runs import Cell, Cells, Run, append, describe, is_done, parse_noise, read_results
+from runs import (
+    Cell,
+    Cells,
+    Run,
+    append,
+    describe,
+    is_done,
+    parse_names,
+    parse_noise,
+    parse_numbers,
+    read_results,
+)
 from sklearn.metrics import roc_auc_score
 from standings import INJECTED, NOISES, summarise
 from threadpoolctl import threadpool_limits
@@ -150,22 +161,20 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
-    def numbers(text: str) -> list[int]:
-        return [int(number) for number in text.split(",")]
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--models", type=names, help=f"of {', '.join(ALL_PEERS)} and the --name of a variant")
+    add("--models", type=parse_names, help=f"of {', '.join(ALL_PEERS)} and the --name of a variant")
     add("--name", help="label of RobustClassifier with these --set; default robustclf, or oracle")
     add("--set", action="append", default=[], metavar="KEY=VALUE", type=parse_setting)
     add("--fit-clean", action="store_true", help="give the variant the truly labelled rows only")
-    add("--losses", type=names, help="instead: RobustClassifier with each of these, by its alias")
-    add("--datasets", type=names, default=[*TABLES, *REAL])
-    add("--noises", type=names, default=list(NOISES))
-    add("--seeds", type=numbers, help="default 0,1,2")
+    add(
+        "--losses",
+        type=parse_names,
+        help="instead: RobustClassifier with each of these, by its alias",
+    )
+    add("--datasets", type=parse_names, default=[*TABLES, *REAL])
+    add("--noises", type=parse_names, default=list(NOISES))
+    add("--seeds", type=parse_numbers, help="default 0,1,2")
     add("--max-train", type=int, default=10_000)
     add("--threads", type=int, default=1)
     add("--results", type=Path, default=RESULTS)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accuracy import grid
 from data import REAL, TABLES, load
-from runs import append, parse_noise
+from runs import append, parse_names, parse_noise, parse_numbers
 from standings import INJECTED, NOISES
 
 from robustclf import RobustClassifier
@@ -99,13 +99,10 @@ def summary(lines: Iterable[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datasets", type=names, default=list(DEVELOPED_ON))
-    parser.add_argument("--noises", type=names, default=list(INJECTED))
-    parser.add_argument("--seeds", type=lambda t: [int(s) for s in t.split(",")], default=[10])
+    parser.add_argument("--datasets", type=parse_names, default=list(DEVELOPED_ON))
+    parser.add_argument("--noises", type=parse_names, default=list(INJECTED))
+    parser.add_argument("--seeds", type=parse_numbers, default=[10])
     parser.add_argument("--max-train", type=int, default=3_000)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--summary", action="store_true", help="print the table, run nothing")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs import parse_numbers
 from sklearn.datasets import make_blobs, make_classification
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.frozen import FrozenEstimator
@@ -81,8 +82,7 @@ def table(seeds: Iterable[int]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    numbers = {"type": lambda text: [int(seed) for seed in text.split(",")]}
-    parser.add_argument("--seeds", default=list(range(20, 30)), **numbers)
+    parser.add_argument("--seeds", type=parse_numbers, default=list(range(20, 30)))
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the table there, too")
     args = parser.parse_args()
     by_name: dict[str, list[tuple[float, float]]] = defaultdict(list)

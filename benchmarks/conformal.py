@@ -15,7 +15,7 @@ import numpy as np
 from conformal_summary import ALPHAS, SCORES, summarise, write
 from data import REAL, Features, Labels, load
 from issues import true_transition
-from runs import Cell, Run, append, parse_noise, read_results
+from runs import Cell, Run, append, parse_names, parse_noise, parse_numbers, read_results
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.frozen import FrozenEstimator
@@ -299,22 +299,21 @@ def timed_programs(proba: Features, y: Labels, test: Features) -> dict[str, Call
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
-    def numbers(text: str) -> list[int]:
-        return [int(number) for number in text.split(",")]
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--methods", type=names, default=list(METHODS))
-    add("--classifiers", type=names, default=list(CLASSIFIERS))
-    add("--datasets", type=names, default=list(DATASETS))
-    add("--noises", type=names, default=list(NOISES))
-    add("--seeds", type=numbers, default=list(range(5)))
+    add("--methods", type=parse_names, default=list(METHODS))
+    add("--classifiers", type=parse_names, default=list(CLASSIFIERS))
+    add("--datasets", type=parse_names, default=list(DATASETS))
+    add("--noises", type=parse_names, default=list(NOISES))
+    add("--seeds", type=parse_numbers, default=list(range(5)))
     add("--results", type=Path, default=RESULTS)
     add("--time", action="store_true", help="instead: time calibration and prediction")
-    add("--sizes", type=numbers, default=[20_000, 50_000], help="calibration and new rows to time")
+    add(
+        "--sizes",
+        type=parse_numbers,
+        default=[20_000, 50_000],
+        help="calibration and new rows to time",
+    )
     add("--turns", type=int, default=7)
     add("--summary", action="store_true", help="print the tables of the results, run nothing")
     add("--csv", type=Path, metavar="FOLDER", help="with --summary or --time: write tables there")

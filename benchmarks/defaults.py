@@ -12,7 +12,7 @@ from typing import Any
 
 import accuracy
 from auto import DEVELOPED_ON
-from runs import Cells, read_results
+from runs import Cells, parse_numbers, read_results
 
 RESULTS = Path(__file__).parent / "results" / "defaults.jsonl"
 NOISES = ("none", "symmetric-.4", "pair-.4", "instance-.4")
@@ -66,8 +66,7 @@ def summary(cells: Cells) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    seeds = {"type": lambda text: tuple(int(seed) for seed in text.split(","))}
-    parser.add_argument("--seeds", default=SEEDS, **seeds)
+    parser.add_argument("--seeds", type=parse_numbers, default=SEEDS)
     parser.add_argument("--summary", action="store_true", help="print the table, run nothing")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="summary; write the table there")
     args = parser.parse_args()

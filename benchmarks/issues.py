@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from data import REAL, TABLES, Audit, load_audit
-from runs import Cell, Cells, Run, append, parse_noise, read_results
+from runs import Cell, Cells, Run, append, parse_names, parse_noise, parse_numbers, read_results
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -291,15 +291,12 @@ def cost(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--systems", type=names, default=list(SYSTEMS))
-    add("--datasets", type=names, default=[*TABLES, *REAL])
-    add("--noises", type=names, help="default all")
-    add("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
+    add("--systems", type=parse_names, default=list(SYSTEMS))
+    add("--datasets", type=parse_names, default=[*TABLES, *REAL])
+    add("--noises", type=parse_names, help="default all")
+    add("--seeds", type=parse_numbers, default=[0])
     add("--max-rows", type=int, default=5_000)
     add("--device", default="cpu")
     add("--results", type=Path, default=RESULTS)

@@ -10,6 +10,16 @@ Cell = tuple[str, str, int]  # dataset, noise, seed
 Cells = dict[Cell, dict[str, Run]]  # the runs of each cell by model
 
 
+def parse_names(text: str) -> list[str]:
+    """Return the names of a list such as `digits,dna`."""
+    return text.split(",")
+
+
+def parse_numbers(text: str) -> list[int]:
+    """Return the numbers of a list such as `0,1,2`."""
+    return [int(number) for number in text.split(",")]
+
+
 def parse_noise(noise: str) -> tuple[str, float]:
     """Return the kind and the rate of a noise such as `pair-.4`."""
     kind, _, rate = noise.partition("-")

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from runs import append
+from runs import append, parse_names, parse_numbers
 from speed import environment, peak_memory
 
 RESULTS = Path(__file__).parent / "results" / "scale.jsonl"
@@ -176,8 +176,8 @@ def summarise(args: argparse.Namespace) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--sizes", type=lambda text: [int(n) for n in text.split(",")], default=list(SIZES))
-    add("--modes", type=lambda text: text.split(","), default=list(MODES))
+    add("--sizes", type=parse_numbers, default=list(SIZES))
+    add("--modes", type=parse_names, default=list(MODES))
     add("--turns", type=int, default=1)
     add("--folder", type=Path, help="where the table is written, 2 GB; default the system's")
     add("--results", type=Path, default=RESULTS)

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from runs import parse_names
 from speed import Job
 
 from robustclf import RobustClassifier
@@ -140,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each variant in a turn")
-    parser.add_argument("--variants", type=lambda text: text.split(","), default=list(VARIANTS))
+    parser.add_argument("--variants", type=parse_names, default=list(VARIANTS))
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write steps.csv there, too")
     args = parser.parse_args()
     if unknown := set(args.variants) - set(VARIANTS):

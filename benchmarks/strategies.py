@@ -30,7 +30,9 @@ from runs import (
     describe,
     failures,
     is_done,
+    parse_names,
     parse_noise,
+    parse_numbers,
     read_results,
 )
 from speed import take_turns
@@ -460,18 +462,15 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
     tables = dict.fromkeys(dataset for part in PARTS.values() for dataset in part.cells)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--parts", type=names, default=list(PARTS), help=f"of {', '.join(PARTS)}")
+    add("--parts", type=parse_names, default=list(PARTS), help=f"of {', '.join(PARTS)}")
     add("--cost", action="store_true", help="the part cost alone: fits in turns, for the ratios")
-    add("--losses", type=names, default=[*LOSSES, RECIPE], help="of ce, gce and recipe")
-    add("--variants", type=names, help="plain, aliases of strategies, optimizer=sam, ...")
-    add("--datasets", type=names, default=list(tables))
-    add("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], help="default 0,1,2")
+    add("--losses", type=parse_names, default=[*LOSSES, RECIPE], help="of ce, gce and recipe")
+    add("--variants", type=parse_names, help="plain, aliases of strategies, optimizer=sam, ...")
+    add("--datasets", type=parse_names, default=list(tables))
+    add("--seeds", type=parse_numbers, help="default 0,1,2")
     add(
         "--shard",
         type=parse_shard,
