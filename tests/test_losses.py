@@ -43,7 +43,7 @@ from robustclf.losses import (
     list_losses,
     make_loss,
 )
-from robustclf.losses._base import LOSSES
+from robustclf.losses._base import LOSSES, log_softmax
 
 # values for the hyper-parameters of three stacked networks
 MEMBER_VALUES = {
@@ -170,6 +170,15 @@ def test_building_and_prepared_values_change_nothing(loss, target):
         assert_close(loss.of(x, x), loss.values(x))
     if loss.takes_log_p:
         assert_close(x, LOGITS.log_softmax(-1))
+
+
+@pytest.mark.parametrize("shape", [(3, 200, 5), (700, 2), (3, 200, 16), (2000,), (2, 3, 4)])
+def test_log_softmax_is_that_of_torch_for_all_shapes(shape):
+    logits = draw(*shape).requires_grad_()
+    ours, theirs = log_softmax(logits), logits.log_softmax(-1)
+    assert_close(ours, theirs)
+    weight = draw(*shape, seed=1)
+    assert_close(*(torch.autograd.grad((weight * x).sum(), logits)[0] for x in (ours, theirs)))
 
 
 @each_loss

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.testing import assert_close
@@ -225,20 +226,25 @@ def ogc(net, data, logits, **params):
     return strategy, strategy.weigh(net, batch, torch.zeros(logits.shape[:2]))
 
 
-@pytest.mark.parametrize("theta", [0.1, 0.4, 0.8])
+@pytest.mark.parametrize("eps", [0.05, 0.2, 0.4])
 @pytest.mark.parametrize("loss", ["ce", "gce", "focal", "poly1", "taylor_ce"])
-def test_ogc_gradient_is_that_of_the_clipped_loss(loss, theta):
+def test_ogc_gradient_is_that_of_the_clipped_loss(loss, eps):
     n, label = 200, torch.arange(200) % K
     logits = 6 * rand(1, n, K) - 3
     net, data = stub(loss, n)
-    strategy, _ = ogc(net, data, logits)
+    strategy, weight = ogc(net, data, logits, eps=eps)
     built = net.criterion_.loss
-    strategy.limit_ = slope(built, tensor([theta]).log(), label[:1, None], K)
-    weight = strategy.weigh(net, rows(n, logits=logits), torch.zeros(1, n))
+
+    def excess(p):
+        return (slope(built, tensor([p]).log(), label[:1, None], K) - strategy.limit_).item()
+
+    theta = brentq(excess, 1e-7, 1 - 1e-9)
+    assert 0 < (weight < 1).sum() < n
     z = logits.requires_grad_()
     (got,) = torch.autograd.grad((weight * built(z, label)).sum(), z)
     (expected,) = torch.autograd.grad(Clipped(built, theta).build(K)(z, label).sum(), z)
-    assert_close(got, expected)
+    rtol = 5e-3 if loss == "focal" else 1e-3  # of the table; the slope of focal vanishes at p = 1
+    assert_close(got, expected, rtol=rtol, atol=1e-9)
 
 
 @pytest.mark.parametrize("loss", ["ce", "gce", "nce+rce"])

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from robustclf.losses._base import LOSSES, Loss, Wrapper
+from robustclf.losses._base import LOSSES, Loss, Wrapper, log_softmax
 
 
 @LOSSES.register("forward_corrected")
@@ -63,7 +63,7 @@ class ForwardCorrected(Wrapper):
 
     def prepare(self, logits: Tensor) -> Tensor:
         """Return what the loss inside makes of the noisy probabilities."""
-        log_q = self._noisy_log_p(logits.log_softmax(-1))
+        log_q = self._noisy_log_p(log_softmax(logits))
         return log_q if self.inner.takes_log_p else self.inner.prepare(log_q)
 
     def check(self, n_classes: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import loguniform, uniform
 from torch import Tensor
 
-from robustclf.losses._base import LOSSES, Loss, PointwiseLoss, Wrapper
+from robustclf.losses._base import LOSSES, Loss, PointwiseLoss, Wrapper, log_softmax
 from robustclf.losses._hyperparameters import Scalar, at_least, check_range, like, log
 
 
@@ -244,7 +244,7 @@ class Clipped(Wrapper):
         """Loss at the labels `index`, `(..., 1)`."""
         if self.inner.pointwise:
             return self.of(x.gather(-1, index), x)
-        log_p = x.log_softmax(-1).gather(-1, index)
+        log_p = log_softmax(x).gather(-1, index)
         log_theta = like(log(self.theta), x)
 
         def raised(by: Tensor) -> Tensor:

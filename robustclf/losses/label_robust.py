@@ -11,7 +11,7 @@ from scipy.stats import loguniform, uniform
 from torch import Tensor
 
 from robustclf._registry import check_known
-from robustclf.losses._base import LOSSES, Loss
+from robustclf.losses._base import LOSSES, Loss, log_softmax
 from robustclf.losses._hyperparameters import (
     Scalar,
     check_integer,
@@ -134,7 +134,7 @@ class LabelRobustKL(LabelRobust):
 
     def prepare(self, logits: Tensor) -> Tensor:
         """Return log softmax(f / lambda)."""
-        return self._scores(logits, self.lam).log_softmax(-1)
+        return log_softmax(self._scores(logits, self.lam))
 
     def of(self, x_y: Tensor, x: Tensor) -> Tensor:
         """Loss of the labels whose log softmax(f / lambda) are `x_y`."""

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import loguniform, uniform
 from torch import Tensor
 
-from robustclf.losses._base import LOSSES, Loss, Wrapper
+from robustclf.losses._base import LOSSES, Loss, Wrapper, log_softmax
 from robustclf.losses._hyperparameters import Scalar, check_range, like
 
 
@@ -250,7 +250,7 @@ class EpsilonSoftmax(Wrapper):
 
     def prepare(self, logits: Tensor) -> Tensor:
         """Return log probabilities, if the loss inside takes them."""
-        return logits.log_softmax(-1)
+        return log_softmax(logits)
 
     def values(self, x: Tensor) -> Tensor:
         """Loss of each sample at each label."""
