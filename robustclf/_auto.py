@@ -1,14 +1,14 @@
 """loss="auto": models of different strength, weighed by the labels they did not learn from.
 
-1. Networks that differ in what keeps them from memorising (dropout, few inputs, no hidden layer,
-   an embedding of numbers), and forests with large leaves, are fitted to the labels as they are.
+1. Networks that differ in what keeps them from memorising (dropout, few inputs, an embedding of
+   numbers, residual layers), and extremely randomised trees, are fitted to the labels as they are.
    None is right for every table; together they cost what one search would.
 2. Cross-fitting gives every row the probabilities of members that did not train on it. The share
    of given labels they predict ranks the models: it falls with the noise, but alike for all.
 3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
    cannot tell apart share the prediction.
 4. The transition matrix T is estimated from the weighted mean, by the confident joint.
-5. Each forest enters once more with T undone, :func:`robustclf.noise.clean_proba`, and steps 3
+5. The trees enter once more with T undone, :func:`robustclf.noise.clean_proba`, and steps 3
    and 4 repeat with the better predictions.
 6. The best network is trained once more through T (forward correction), and step 3 is final.
 
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
-from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.utils import check_random_state
 
 from robustclf._build import Prepared, auto_epochs, fit_encoder, make_strategies
@@ -50,21 +50,19 @@ ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "
 NETWORKS: dict[str, dict[str, Any]] = {
     "dropout": {"samples": 60_000, "dropout": 0.5},
     "sparse": {"samples": 60_000, "lr": 0.002, "strategy": GroupLasso()},
-    "linear": {"samples": 90_000, "hidden": (), "dropout": 0.0, "lr": 0.05, "weight_decay": 0.1},
     "periodic": {"samples": 60_000, "numeric_embedding": "periodic"},
     "resnet": {"samples": 60_000, "module": "resnet", "dropout": 0.3, "lr": 0.003, "warm_up": 0.1},
     "long": {"samples": 120_000},
     "agce": {"samples": 60_000, "loss": "agce", "warm_up": 0.1},
 }
 FORESTS: dict[str, Any] = {
-    "forest": RandomForestClassifier(200, min_samples_leaf=20, oob_score=True),
     "extra_trees": ExtraTreesClassifier(
         200, min_samples_leaf=3, max_features=0.5, bootstrap=True, oob_score=True
     ),
 }
 BUDGETS: dict[str, tuple[str, ...]] = {
-    "fast": ("dropout", "sparse", "linear"),
-    "balanced": ("dropout", "sparse", "linear", "periodic", "resnet"),
+    "fast": ("dropout", "sparse"),
+    "balanced": ("dropout", "sparse", "periodic", "resnet"),
     "best": tuple(NETWORKS),
 }
 FORWARD = {"fast": 0, "balanced": 1, "best": 2}  # networks trained once more, through T
@@ -78,7 +76,7 @@ class Candidate(NamedTuple):
     Attributes
     ----------
     name : str
-        ``"dropout"``, ``"forest"``, ...; ``"... corrected"`` for one with the noise undone.
+        ``"dropout"``, ``"extra_trees"``, ...; ``"... corrected"`` for one with the noise undone.
     accuracy : float
         Share of the given labels that it predicts out of fold.
     weight : float
