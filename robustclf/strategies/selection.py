@@ -220,7 +220,14 @@ class TwoNormals(NamedTuple):
     share: Tensor
 
     @classmethod
-    def fit(cls, x: Tensor, weight: Tensor, floor: float, n_iter: int = 10) -> TwoNormals:
+    def fit(
+        cls,
+        x: Tensor,
+        weight: Tensor,
+        floor: float,
+        n_iter: int = 10,
+        start: TwoNormals | None = None,
+    ) -> TwoNormals:
         """Fit by expectation maximisation, from two means; starts and ends the same every time.
 
         Parameters
@@ -230,6 +237,8 @@ class TwoNormals(NamedTuple):
         floor : float
             Added to the variances.
         n_iter : int, default=10
+        start : TwoNormals, optional
+            Goes on from there instead.
         """
         x = torch.where(weight > 0, x, 0.0)
         weight = with_total_of(torch.ones_like(weight[:, :1]), weight)
@@ -237,10 +246,13 @@ class TwoNormals(NamedTuple):
         x = x - centre
         powers = _powers(x)
         spread = (weight.unsqueeze(-2) @ powers)[..., 2]
-        cut = torch.zeros_like(centre)
-        for _ in range(3):
-            fitted = cls._of(weight * (x <= cut), weight, powers, spread, floor)
-            cut = fitted.mean.mean(-1, keepdim=True)
+        if start is None:
+            cut = torch.zeros_like(centre)
+            for _ in range(3):
+                fitted = cls._of(weight * (x <= cut), weight, powers, spread, floor)
+                cut = fitted.mean.mean(-1, keepdim=True)
+        else:
+            fitted = start._replace(mean=start.mean - centre)
         for _ in range(n_iter):
             fitted = cls._of(weight * fitted._posterior(powers), weight, powers, spread, floor)
         order = fitted.mean.argsort(dim=-1, stable=True)
