@@ -341,7 +341,7 @@ def test_two_normals_find_the_components():
     assert_close(fitted.variance.sqrt(), tensor([0.1, 0.5], [0.1, 0.5]), atol=0.03, rtol=0)
     assert_close(fitted.share, tensor([0.6, 0.4], [0.6, 0.4]), atol=0.02, rtol=0)
     long = TwoNormals.fit(x, torch.ones_like(x), floor=1e-6, n_iter=100)
-    last = TwoNormals.fit(x - 0.1, torch.ones_like(x), floor=1e-6, n_iter=100)
+    last = TwoNormals.fit(x - 0.02, torch.ones_like(x), floor=1e-6, n_iter=100)
     on = TwoNormals.fit(x, torch.ones_like(x), floor=1e-6, n_iter=3, start=last)
     for value, expected in zip(on, long, strict=True):
         assert_close(value, expected, atol=1e-3, rtol=0)
