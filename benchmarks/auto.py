@@ -48,8 +48,9 @@ def variants(tried: list[Tried]) -> dict[str, Callable[[Tried], bool]]:
     kept: dict[str, Callable[[Tried], bool]] = {"auto": lambda _: True}
     for name in dict.fromkeys(map(base, tried)):
         kept[f"without {name}"] = lambda model, name=name: base(model) != name
+    kept["without forests"] = lambda model: base(model) not in FORESTS
     kept["without networks"] = lambda model: base(model) in FORESTS
-    kept["without corrected trees"] = lambda m: not (is_corrected(m) and base(m) in FORESTS)
+    kept["without corrected forests"] = lambda m: not (is_corrected(m) and base(m) in FORESTS)
     kept["without corrected networks"] = lambda m: not is_corrected(m) or base(m) in FORESTS
     kept["without any correction"] = lambda model: not is_corrected(model)
     return kept

@@ -1,14 +1,15 @@
 """loss="auto": models of different strength, weighed by the labels they did not learn from.
 
 1. Networks that differ in what keeps them from memorising (dropout, few inputs, an embedding of
-   numbers, residual layers), and extremely randomised trees, are fitted to the labels as they are.
+   numbers, residual layers), and forests with large leaves, are fitted to the labels as they are.
    None is right for every table; together they cost what one search would.
 2. Cross-fitting gives every row the probabilities of members that did not train on it. The share
    of given labels they predict ranks the models: it falls with the noise, but alike for all.
 3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
-   cannot tell apart share the prediction.
+   cannot tell apart share the prediction. The forest with the largest leaves, which memorises
+   least, counts for five: about as much as all networks, where noise hides which is better.
 4. The transition matrix T is estimated from the weighted mean, by the confident joint.
-5. The trees enter once more with T undone, :func:`robustclf.noise.clean_proba`, and steps 3
+5. Each forest enters once more with T undone, :func:`robustclf.noise.clean_proba`, and steps 3
    and 4 repeat with the better predictions.
 6. The best network is trained once more through T (forward correction), and step 3 is final.
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
-from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.utils import check_random_state
 
 from robustclf._build import Prepared, auto_epochs, fit_encoder, make_strategies
@@ -42,6 +43,7 @@ from robustclf.strategies import GroupLasso
 
 FOLDS = 5
 ROUNDS = 2  # of estimating T and undoing it
+PRIOR = {"forest": 5.0}  # how many models it counts for
 NEGLIGIBLE = 0.01  # weight of a model that is not kept
 MOST_NUMBERS = 100  # columns, beyond which an embedding of each is too dear
 ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "lr": 0.005}
@@ -56,6 +58,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "agce": {"samples": 60_000, "loss": "agce", "warm_up": 0.1},
 }
 FORESTS: dict[str, Any] = {
+    "forest": RandomForestClassifier(200, min_samples_leaf=20, oob_score=True),
     "extra_trees": ExtraTreesClassifier(
         200, min_samples_leaf=3, max_features=0.5, bootstrap=True, oob_score=True
     ),
@@ -76,7 +79,7 @@ class Candidate(NamedTuple):
     Attributes
     ----------
     name : str
-        ``"dropout"``, ``"extra_trees"``, ...; ``"... corrected"`` for one with the noise undone.
+        ``"dropout"``, ``"forest"``, ...; ``"... corrected"`` for one with the noise undone.
     accuracy : float
         Share of the given labels that it predicts out of fold.
     weight : float
@@ -152,6 +155,11 @@ class Tried:
     params: dict[str, Any]
     learned: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def prior(self) -> float:
+        """Return how many models it counts for."""
+        return PRIOR.get(self.name.removesuffix(" corrected"), 1.0)
+
 
 @dataclass(eq=False)
 class Labels:
@@ -187,19 +195,19 @@ class Labels:
         """Return the weighted mean of what models say out of fold."""
         return _mixed(self.weights(models), models)
 
-    def weights(self, models: Iterable[Tried]) -> Floats:
+    def weights(self, models: Sequence[Tried]) -> Floats:
         """Return the weights of models: less, the surer it is that they predict fewer labels."""
         right = [self.right(model.oof) for model in models]
         means = [self.mean(r) for r in right]
         best = int(np.argmax(means))
         w = self.weight[self.rows]
         effective = w.sum() ** 2 / (w**2).sum()
-        raw = np.ones(len(right))
+        raw = np.array([model.prior for model in models])
         for k, one in enumerate(right):
             gap = means[best] - means[k]
             spread = self.mean((right[best] - one - gap) ** 2) ** 0.5
             if gap > 0:
-                raw[k] = np.exp(-gap / (spread / effective**0.5))
+                raw[k] *= np.exp(-gap / (spread / effective**0.5))
         weights: Floats = raw / raw.sum()
         return weights
 

@@ -76,7 +76,7 @@ def test_out_of_fold_accuracy_is_honest():
     X, y = rng.normal(size=(600, 5)), rng.integers(0, 3, 600)
     report = auto(budget="best", max_epochs=10).fit(X, y).auto_report_
     four_deviations = 4 * np.sqrt(1 / 3 * 2 / 3 / 600)
-    assert len(report.candidates) == 10
+    assert len(report.candidates) == 12
     for candidate in report.candidates:
         assert candidate.accuracy < 1 / 3 + four_deviations, candidate.name
 
@@ -92,6 +92,14 @@ def test_models_that_predict_fewer_labels_weigh_less():
     assert_allclose(weights[0], weights[2])
     # 40 of 400 labels fewer, with a standard error of sqrt(.1 * .9 / 400)
     assert_allclose(weights[1] / weights[0], np.exp(-0.1 / np.sqrt(0.09 / 400)))
+
+
+def test_the_forest_of_large_leaves_counts_for_five():
+    codes = np.repeat([0, 1], 20)
+    names = ["dropout", "forest", "extra_trees", "forest corrected"]
+    tried = [_auto.Tried(name, None, np.eye(2)[codes], 0.0, {}) for name in names]
+    labels = _auto.Labels(codes, np.ones(40), np.arange(40), 2)
+    assert_allclose(labels.weights(tried) * 12, [1, 5, 1, 5])
 
 
 def test_weights_count_rows_by_their_weight():
@@ -164,7 +172,7 @@ def test_pickle_predicts_alike(fitted, iris):
 
 def test_what_is_not_at_its_default_is_kept(iris):
     params = {"dropout": 0.0, "strategy": "label_smoothing", "class_weight": "balanced"}
-    clf = auto(max_epochs=50, **params).fit(*iris)
+    clf = auto(lr=0.03, max_epochs=50, **params).fit(*iris)
     networks = [m.net for m in clf.mixture_.models if isinstance(m, Network)]
     assert networks
     for net in networks:
@@ -232,7 +240,7 @@ def test_sparse_rows(iris):
 
 
 def test_a_class_that_no_tree_saw_has_probability_zero():
-    forest = Forest(clone(_auto.FORESTS["extra_trees"]), n_classes=4)
+    forest = Forest(clone(_auto.FORESTS["forest"]), n_classes=4)
     rng = np.random.default_rng(0)
     x, codes = rng.normal(size=(60, 2)), rng.integers(0, 2, 60) * 2 + 1
     forest.forest.fit(x, codes)
@@ -281,7 +289,7 @@ def test_an_interruption_keeps_what_was_trained(iris):
     with pytest.warns(UserWarning, match="was interrupted; the mixture is of what was trained"):
         clf = auto(callbacks=[Impatient()]).fit(*iris)
     names = {candidate.name for candidate in clf.auto_report_.candidates}
-    assert {"dropout", "extra_trees"} <= names
+    assert {"dropout", "forest"} <= names
     assert "sparse" not in names
 
 

@@ -12,8 +12,7 @@ from robustclf import RobustClassifier
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 parts = importlib.import_module("auto")
 
-TREES = "extra_trees"
-NAMES = ["dropout", "sparse", TREES, f"{TREES} corrected", "dropout corrected"]
+NAMES = ["dropout", "sparse", "forest", "forest corrected", "dropout corrected"]
 TRIED = [SimpleNamespace(name=name) for name in NAMES]
 
 
@@ -22,11 +21,12 @@ TRIED = [SimpleNamespace(name=name) for name in NAMES]
     [
         ("auto", []),
         ("without dropout", ["dropout", "dropout corrected"]),
-        ("without extra_trees", [TREES, f"{TREES} corrected"]),
+        ("without forest", ["forest", "forest corrected"]),
+        ("without forests", ["forest", "forest corrected"]),
         ("without networks", ["dropout", "sparse", "dropout corrected"]),
-        ("without corrected trees", [f"{TREES} corrected"]),
+        ("without corrected forests", ["forest corrected"]),
         ("without corrected networks", ["dropout corrected"]),
-        ("without any correction", [f"{TREES} corrected", "dropout corrected"]),
+        ("without any correction", ["forest corrected", "dropout corrected"]),
     ],
 )
 def test_variants_leave_out_what_they_name(variant, left_out):
@@ -35,14 +35,12 @@ def test_variants_leave_out_what_they_name(variant, left_out):
 
 
 def test_every_model_is_left_out_once():
-    assert {"without dropout", "without sparse", "without extra_trees"} < parts.variants(
-        TRIED
-    ).keys()
+    assert {"without dropout", "without sparse", "without forest"} < parts.variants(TRIED).keys()
 
 
 def test_the_whole_mixture_is_what_the_classifier_predicts(iris, monkeypatch):
     X, y = iris
-    few = {TREES: clone(parts.FORESTS[TREES]).set_params(n_estimators=10)}
+    few = {"forest": clone(parts.FORESTS["forest"]).set_params(n_estimators=10)}
     quick = partial(RobustClassifier, budget="fast", max_epochs=5, hidden=(16,))
     monkeypatch.setattr("robustclf._auto.FORESTS", few)
     monkeypatch.setattr(parts, "RobustClassifier", quick)
@@ -55,14 +53,14 @@ def test_the_whole_mixture_is_what_the_classifier_predicts(iris, monkeypatch):
 
 def test_summary_by_hand():
     cells = [
-        ("none", {"auto": 0.9, "without networks": 0.8, "best alone": 0.84, "sparse alone": 0.1}),
+        ("none", {"auto": 0.9, "without forests": 0.8, "best alone": 0.84, "sparse alone": 0.1}),
         ("none", {"auto": 0.7, "best alone": 0.7}),  # a variant that was not there changes nothing
-        ("pair-.4", {"auto": 0.5, "without networks": 0.6, "best alone": 0.48}),
+        ("pair-.4", {"auto": 0.5, "without forests": 0.6, "best alone": 0.48}),
     ]
     lines = [{"noise": noise, "scores": scores} for noise, scores in cells]
     assert parts.summary(lines).splitlines() == [
         "variant,none,pair-.4,mean",
         "auto,0.800,0.500,0.650",
-        "without networks,-0.050,+0.100,+0.025",
+        "without forests,-0.050,+0.100,+0.025",
         "best alone,-0.030,-0.020,-0.025",
     ]
