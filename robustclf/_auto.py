@@ -1,13 +1,12 @@
 """loss="auto": models of different strength, weighed by the labels they did not learn from.
 
-1. Networks that differ in what keeps them from memorising (dropout, few inputs, an embedding of
-   numbers, residual layers), and forests with large leaves, are fitted to the labels as they are.
+1. Networks that differ in what keeps them from memorising (dropout, few inputs, no hidden layer,
+   an embedding of numbers), and forests with large leaves, are fitted to the labels as they are.
    None is right for every table; together they cost what one search would.
 2. Cross-fitting gives every row the probabilities of members that did not train on it. The share
    of given labels they predict ranks the models: it falls with the noise, but alike for all.
 3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
-   cannot tell apart share the prediction. The forest with the largest leaves, which memorises
-   least, counts for five: about as much as all networks, where noise hides which is better.
+   cannot tell apart share the prediction.
 4. The transition matrix T is estimated from the weighted mean, by the confident joint.
 5. Each forest enters once more with T undone, :func:`robustclf.noise.clean_proba`, and steps 3
    and 4 repeat with the better predictions.
@@ -21,7 +20,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, NamedTuple
@@ -43,7 +42,6 @@ from robustclf.strategies import GroupLasso
 
 FOLDS = 5
 ROUNDS = 2  # of estimating T and undoing it
-PRIOR = {"forest": 5.0}  # how many models it counts for
 NEGLIGIBLE = 0.01  # weight of a model that is not kept
 MOST_NUMBERS = 100  # columns, beyond which an embedding of each is too dear
 ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "lr": 0.005}
@@ -52,6 +50,7 @@ ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "
 NETWORKS: dict[str, dict[str, Any]] = {
     "dropout": {"samples": 60_000, "dropout": 0.5},
     "sparse": {"samples": 60_000, "lr": 0.002, "strategy": GroupLasso()},
+    "linear": {"samples": 90_000, "hidden": (), "dropout": 0.0, "lr": 0.05, "weight_decay": 0.1},
     "periodic": {"samples": 60_000, "numeric_embedding": "periodic"},
     "resnet": {"samples": 60_000, "module": "resnet", "dropout": 0.3, "lr": 0.003, "warm_up": 0.1},
     "long": {"samples": 120_000},
@@ -64,8 +63,8 @@ FORESTS: dict[str, Any] = {
     ),
 }
 BUDGETS: dict[str, tuple[str, ...]] = {
-    "fast": ("dropout", "sparse"),
-    "balanced": ("dropout", "sparse", "periodic", "resnet"),
+    "fast": ("dropout", "sparse", "linear"),
+    "balanced": ("dropout", "sparse", "linear", "periodic", "resnet"),
     "best": tuple(NETWORKS),
 }
 FORWARD = {"fast": 0, "balanced": 1, "best": 2}  # networks trained once more, through T
@@ -155,11 +154,6 @@ class Tried:
     params: dict[str, Any]
     learned: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def prior(self) -> float:
-        """Return how many models it counts for."""
-        return PRIOR.get(self.name.removesuffix(" corrected"), 1.0)
-
 
 @dataclass(eq=False)
 class Labels:
@@ -195,19 +189,19 @@ class Labels:
         """Return the weighted mean of what models say out of fold."""
         return _mixed(self.weights(models), models)
 
-    def weights(self, models: Sequence[Tried]) -> Floats:
+    def weights(self, models: Iterable[Tried]) -> Floats:
         """Return the weights of models: less, the surer it is that they predict fewer labels."""
         right = [self.right(model.oof) for model in models]
         means = [self.mean(r) for r in right]
         best = int(np.argmax(means))
         w = self.weight[self.rows]
         effective = w.sum() ** 2 / (w**2).sum()
-        raw = np.array([model.prior for model in models])
+        raw = np.ones(len(right))
         for k, one in enumerate(right):
             gap = means[best] - means[k]
             spread = self.mean((right[best] - one - gap) ** 2) ** 0.5
             if gap > 0:
-                raw[k] *= np.exp(-gap / (spread / effective**0.5))
+                raw[k] = np.exp(-gap / (spread / effective**0.5))
         weights: Floats = raw / raw.sum()
         return weights
 

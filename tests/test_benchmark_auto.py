@@ -12,7 +12,7 @@ from robustclf import RobustClassifier
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 parts = importlib.import_module("auto")
 
-NAMES = ["dropout", "sparse", "forest", "forest corrected", "dropout corrected"]
+NAMES = ["dropout", "linear", "forest", "forest corrected", "dropout corrected"]
 TRIED = [SimpleNamespace(name=name) for name in NAMES]
 
 
@@ -23,7 +23,7 @@ TRIED = [SimpleNamespace(name=name) for name in NAMES]
         ("without dropout", ["dropout", "dropout corrected"]),
         ("without forest", ["forest", "forest corrected"]),
         ("without forests", ["forest", "forest corrected"]),
-        ("without networks", ["dropout", "sparse", "dropout corrected"]),
+        ("without networks", ["dropout", "linear", "dropout corrected"]),
         ("without corrected forests", ["forest corrected"]),
         ("without corrected networks", ["dropout corrected"]),
         ("without any correction", ["forest corrected", "dropout corrected"]),
@@ -35,7 +35,7 @@ def test_variants_leave_out_what_they_name(variant, left_out):
 
 
 def test_every_model_is_left_out_once():
-    assert {"without dropout", "without sparse", "without forest"} < parts.variants(TRIED).keys()
+    assert {"without dropout", "without linear", "without forest"} < parts.variants(TRIED).keys()
 
 
 def test_the_whole_mixture_is_what_the_classifier_predicts(iris, monkeypatch):
@@ -53,7 +53,7 @@ def test_the_whole_mixture_is_what_the_classifier_predicts(iris, monkeypatch):
 
 def test_summary_by_hand():
     cells = [
-        ("none", {"auto": 0.9, "without forests": 0.8, "best alone": 0.84, "sparse alone": 0.1}),
+        ("none", {"auto": 0.9, "without forests": 0.8, "best alone": 0.84, "linear alone": 0.1}),
         ("none", {"auto": 0.7, "best alone": 0.7}),  # a variant that was not there changes nothing
         ("pair-.4", {"auto": 0.5, "without forests": 0.6, "best alone": 0.48}),
     ]
