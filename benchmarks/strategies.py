@@ -68,6 +68,7 @@ class Job(NamedTuple):
     loss: str
     variant: str
     cell: Cell
+    turns: int = 3  # of the part cost, after one that warms up
 
     @property
     def model(self) -> str:
@@ -173,7 +174,7 @@ def run_semi(job: Job) -> Run:
     return fit(job, (X[rows], y[rows], X_test, y_test))
 
 
-def run_cost(job: Job, rounds: int = 3) -> Run:
+def run_cost(job: Job) -> Run:
     """Fit the variant and plain training in turns; return the ratio of the median CPU seconds."""
     X, y, *_ = load_cell(load, job.cell)
     params = {"groups": y} if "groups" in told(job.variant) else {}
@@ -191,7 +192,7 @@ def run_cost(job: Job, rounds: int = 3) -> Run:
     try:
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            take_turns({name: partial(timed, name) for name in models}, rounds)
+            take_turns({name: partial(timed, name) for name in models}, job.turns)
     except Exception as error:
         return {"error": repr(error)}
     own, plain = (median(values[1:]) for values in seconds.values())  # the first warms up
@@ -273,7 +274,7 @@ def part_jobs(name: str, loss: str, seed: int, args: argparse.Namespace) -> Iter
             cell = dataset, noise, seed
             if dataset in args.datasets and (name != "cost" or cell == COST_CELL):
                 some = (v for v in chosen if args.variants is None or v in args.variants)
-                yield from (Job(name, loss, variant, cell) for variant in some)
+                yield from (Job(name, loss, variant, cell, args.turns) for variant in some)
 
 
 def run_all(args: argparse.Namespace) -> None:
@@ -467,6 +468,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--parts", type=parse_names, default=list(PARTS), help=f"of {', '.join(PARTS)}")
     add("--cost", action="store_true", help="the part cost alone: fits in turns, for the ratios")
+    add("--turns", type=int, default=3, help="of --cost")
+    add("--hidden", type=parse_numbers, help="instead of 128,128; with --results of its own")
     add("--losses", type=parse_names, default=[*LOSSES, RECIPE], help="of ce, gce and recipe")
     add("--variants", type=parse_names, help="plain, aliases of strategies, optimizer=sam, ...")
     add("--datasets", type=parse_names, default=list(tables))
@@ -494,6 +497,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
+    if args.hidden:
+        SETTINGS["hidden"] = tuple(args.hidden)
     if args.summary:
         print(summarise(args))
     else:

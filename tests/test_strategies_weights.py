@@ -25,6 +25,7 @@ from robustclf.strategies import (
     SpectralRisk,
 )
 from robustclf.strategies.gradient_clipping import (
+    STEP,
     OptimizedGradientClipping,
     clipping_limit,
     density,
@@ -241,10 +242,18 @@ def test_ogc_gradient_is_that_of_the_clipped_loss(loss, eps):
     theta = brentq(excess, 1e-7, 1 - 1e-9)
     assert 0 < (weight < 1).sum() < n
     z = logits.requires_grad_()
-    (got,) = torch.autograd.grad((weight * built(z, label)).sum(), z)
+    log_p = logits.detach().log_softmax(-1)[:, torch.arange(n), label]
+
+    def exact(log_p):
+        return (strategy.limit_ / slope(built, log_p, label[None], K)).clamp_max(1)
+
+    (got,) = torch.autograd.grad((exact(log_p) * built(z, label)).sum(), z)
     (expected,) = torch.autograd.grad(Clipped(built, theta).build(K)(z, label).sum(), z)
-    rtol = 5e-3 if loss == "focal" else 1e-3  # of the table; the slope of focal vanishes at p = 1
-    assert_close(got, expected, rtol=rtol, atol=1e-9)
+    assert_close(got, expected)
+    # the weights are those of a p_y at most half a step of the table away
+
+    assert (weight <= exact(log_p + STEP / 2 + 1e-9)).all()
+    assert (weight >= exact(log_p - STEP / 2 - 1e-9)).all()
 
 
 @pytest.mark.parametrize("loss", ["ce", "gce", "nce+rce"])
