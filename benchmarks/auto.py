@@ -20,11 +20,12 @@ from runs import append, parse_names, parse_noise, parse_numbers
 from standings import INJECTED, NOISES
 
 from robustclf import RobustClassifier
-from robustclf._auto import FORESTS, Auto, Tried
+from robustclf._auto import SHALLOW, Auto, Tried
 
 RESULTS = Path(__file__).parent / "results" / "auto.jsonl"
 DEVELOPED_ON = ("vehicle", "vowel", "digits", "dna")
 CORRECTED = " corrected"
+FAMILIES = {"forests": ("forest", "extra_trees"), "kernels": ("kernel", "smooth_kernel")}
 
 
 class Parts(Auto):
@@ -48,10 +49,11 @@ def variants(tried: list[Tried]) -> dict[str, Callable[[Tried], bool]]:
     kept: dict[str, Callable[[Tried], bool]] = {"auto": lambda _: True}
     for name in dict.fromkeys(map(base, tried)):
         kept[f"without {name}"] = lambda model, name=name: base(model) != name
-    kept["without forests"] = lambda model: base(model) not in FORESTS
-    kept["without networks"] = lambda model: base(model) in FORESTS
-    kept["without corrected forests"] = lambda m: not (is_corrected(m) and base(m) in FORESTS)
-    kept["without corrected networks"] = lambda m: not is_corrected(m) or base(m) in FORESTS
+    for family, names in FAMILIES.items():
+        kept[f"without {family}"] = lambda model, names=names: base(model) not in names
+    kept["without networks"] = lambda model: base(model) in SHALLOW
+    kept["without corrected others"] = lambda m: not (is_corrected(m) and base(m) in SHALLOW)
+    kept["without corrected networks"] = lambda m: not is_corrected(m) or base(m) in SHALLOW
     kept["without any correction"] = lambda model: not is_corrected(model)
     return kept
 

@@ -1,15 +1,15 @@
 """loss="auto": models of different strength, weighed by the labels they did not learn from.
 
-1. Networks that differ in what keeps them from memorising (dropout, few inputs, no hidden layer,
-   an embedding of numbers), and forests with large leaves, are fitted to the labels as they are.
-   None is right for every table; together they cost what one search would.
+1. Networks that differ in what keeps them from memorising (dropout, few inputs, an embedding of
+   numbers), forests with large leaves and kernel least squares are fitted to the labels as they
+   are. None is right for every table; together they cost what one search would.
 2. Cross-fitting gives every row the probabilities of members that did not train on it. The share
    of given labels they predict ranks the models: it falls with the noise, but alike for all.
 3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
    cannot tell apart share the prediction.
 4. The transition matrix T is estimated from the weighted mean, by the confident joint.
-5. Each forest enters once more with T undone, :func:`robustclf.noise.clean_proba`, and steps 3
-   and 4 repeat with the better predictions.
+5. What is no network enters once more with T undone, :func:`robustclf.noise.clean_proba`, and
+   steps 3 and 4 repeat with the better predictions.
 6. The best network is trained once more through T (forward correction), and step 3 is final.
 
 No label is changed and no row left out, so that steps 2 and 3 stay honest: the target of a row
@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.utils import check_random_state
 
 from robustclf._build import Prepared, auto_epochs, fit_encoder, make_strategies
-from robustclf._mixture import Floats, Forest, Mixture, Network
+from robustclf._mixture import Floats, KernelLeastSquares, Mixture, Network, Shallow
 from robustclf._net import DivergenceError
 from robustclf._progress import announce
 from robustclf.losses import ForwardCorrected
@@ -48,23 +49,24 @@ ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "
 
 # parameters of the classifier; `samples` stands for max_epochs
 NETWORKS: dict[str, dict[str, Any]] = {
-    "dropout": {"samples": 60_000, "dropout": 0.5},
-    "sparse": {"samples": 60_000, "lr": 0.002, "strategy": GroupLasso()},
-    "linear": {"samples": 90_000, "hidden": (), "dropout": 0.0, "lr": 0.05, "weight_decay": 0.1},
-    "periodic": {"samples": 60_000, "numeric_embedding": "periodic"},
-    "resnet": {"samples": 60_000, "module": "resnet", "dropout": 0.3, "lr": 0.003, "warm_up": 0.1},
-    "long": {"samples": 120_000},
-    "agce": {"samples": 60_000, "loss": "agce", "warm_up": 0.1},
+    "dropout": {"samples": 30_000, "dropout": 0.5},
+    "sparse": {"samples": 30_000, "lr": 0.002, "strategy": GroupLasso()},
+    "periodic": {"samples": 30_000, "numeric_embedding": "periodic"},
+    "resnet": {"samples": 30_000, "module": "resnet", "dropout": 0.3, "lr": 0.003, "warm_up": 0.1},
+    "long": {"samples": 60_000},
+    "agce": {"samples": 30_000, "loss": "agce", "warm_up": 0.1},
 }
-FORESTS: dict[str, Any] = {
+SHALLOW: dict[str, Any] = {
     "forest": RandomForestClassifier(200, min_samples_leaf=20, oob_score=True),
     "extra_trees": ExtraTreesClassifier(
         200, min_samples_leaf=3, max_features=0.5, bootstrap=True, oob_score=True
     ),
+    "kernel": KernelLeastSquares(1.0),
+    "smooth_kernel": KernelLeastSquares(0.1),
 }
 BUDGETS: dict[str, tuple[str, ...]] = {
-    "fast": ("dropout", "sparse", "linear"),
-    "balanced": ("dropout", "sparse", "linear", "periodic", "resnet"),
+    "fast": ("dropout", "sparse"),
+    "balanced": ("dropout", "sparse", "periodic", "resnet"),
     "best": tuple(NETWORKS),
 }
 FORWARD = {"fast": 0, "balanced": 1, "best": 2}  # networks trained once more, through T
@@ -161,16 +163,21 @@ class Labels:
 
     codes: NDArray[np.int64]
     weight: Floats
-    rows: NDArray[np.intp]
+    folds: NDArray[np.int64]
     n_classes: int
 
     @classmethod
     def of(cls, prepared: Prepared) -> Labels:
-        """Return the labels of the rows that networks are cross-fitted on."""
+        """Return the labels, and the folds that networks are cross-fitted on."""
         codes, weight = prepared.data.y, prepared.data.weight[0]
         assert prepared.folds is not None
-        rows = np.flatnonzero(prepared.folds >= 0)
-        return cls(codes.numpy(force=True), weight.numpy(force=True), rows, len(prepared.classes))
+        n_classes = len(prepared.classes)
+        return cls(codes.numpy(force=True), weight.numpy(force=True), prepared.folds, n_classes)
+
+    @cached_property
+    def rows(self) -> NDArray[np.intp]:
+        """Rows that models are judged on: those that have a fold."""
+        return np.flatnonzero(self.folds >= 0)
 
     def right(self, oof: Floats) -> Floats:
         """Return which given labels are predicted, 0 or 1."""
@@ -261,12 +268,12 @@ class Auto:
                 "No network of loss='auto' could be trained (the warnings say why): try a smaller "
                 f"lr than {self.clf.lr:g}, or leave it at its default."
             )
-        tried += [self._forest(name) for name in FORESTS]
+        tried += [self._shallow(name) for name in SHALLOW]
         labels = self.labels
         corrected: list[Tried] = []
         for _ in range(ROUNDS):
             transition = labels.transition(labels.mixed([*tried, *corrected]))
-            corrected = [self._corrected(t, transition) for t in tried if _is_forest(t)]
+            corrected = [self._corrected(t, transition) for t in tried if not t.learned]
         tried += corrected
         transition = labels.transition(labels.mixed(tried))
         ranked = sorted((t for t in tried if t.learned), key=lambda t: -labels.accuracy(t.oof))
@@ -332,22 +339,18 @@ class Auto:
             self.encoder, self.x = fit_encoder(encoder, X, weight)
         return self.encoder, self.x
 
-    def _forest(self, name: str) -> Tried:
+    def _shallow(self, name: str) -> Tried:
         started = time.perf_counter()
         labels = self.labels
-        forest = clone(FORESTS[name]).set_params(random_state=self.seed)
-        rows, codes = labels.rows, labels.codes
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")
-            forest.fit(self.x[rows], codes[rows], sample_weight=labels.weight[rows])
-        model = Forest(forest, labels.n_classes)
-        oof = model.out_of_bag(len(codes), rows, self.x)
-        params = {k: v for k, v in forest.get_params().items() if k != "random_state"}
+        estimator = clone(SHALLOW[name]).set_params(random_state=self.seed)
+        model = Shallow(estimator, labels.n_classes)
+        oof = model.fit(self.x, labels.codes, labels.weight, labels.folds)
+        params = {k: v for k, v in estimator.get_params().items() if k != "random_state"}
         return Tried(name, model, oof, time.perf_counter() - started, params)
 
     @staticmethod
     def _corrected(tried: Tried, transition: Floats) -> Tried:
-        model = Forest(tried.model.forest, tried.model.n_classes, transition)
+        model = Shallow(tried.model.estimator, tried.model.n_classes, transition)
         oof = model.corrected(tried.oof)
         return Tried(f"{tried.name} corrected", model, oof, 0.0, tried.params)
 
@@ -383,10 +386,6 @@ class Auto:
 def _mixed(weights: Floats, tried: Sequence[Tried]) -> Floats:
     mixed: Floats = np.sum([w * t.oof for w, t in zip(weights, tried, strict=True)], axis=0)
     return mixed
-
-
-def _is_forest(tried: Tried) -> bool:
-    return isinstance(tried.model, Forest)
 
 
 def _differs(clf: Any, name: str) -> bool:

@@ -82,9 +82,9 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     ----------
     loss : str or Loss, default="gce"
         One of :func:`list_losses`, or an instance such as ``2 * make_loss("nce") +
-        make_loss("mae")``. ``"auto"`` fits a portfolio of networks and forests and weighs them by
-        the labels that they did not learn from, see the guide; what they share (``strategy``,
-        ``class_weight``, ...) is kept, and so is ``hidden``, ``lr``, ``dropout``,
+        make_loss("mae")``. ``"auto"`` fits a portfolio of networks, forests and kernel machines
+        and weighs them by the labels that they did not learn from, see the guide; what they share
+        (``strategy``, ``class_weight``, ...) is kept, and so is ``hidden``, ``lr``, ``dropout``,
         ``weight_decay``, ``module``, ``numeric_embedding``, ``warm_up`` or ``max_epochs`` where
         it is not at its default.
     budget : {"fast", "balanced", "best"}, default="balanced"
@@ -506,7 +506,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     def _check_one_stack(self) -> None:
         if hasattr(self, "mixture_"):
             raise ValueError(
-                "a mixture of networks and forests, as loss='auto' fits it, cannot be exported: "
+                "a mixture of models, as loss='auto' fits it, cannot be exported: "
                 "keep it with pickle or joblib, or set a loss such as 'gce'."
             )
 

@@ -14,8 +14,8 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from skorch.callbacks import Callback
 
-from robustclf import RobustClassifier, _auto
-from robustclf._mixture import Forest, Network
+from robustclf import RobustClassifier, _auto, _mixture
+from robustclf._mixture import KernelLeastSquares, Network, Shallow
 from robustclf._net import DivergenceError
 from robustclf.model_selection import RobustSearchCV
 from robustclf.noise import inject_noise
@@ -24,8 +24,10 @@ from robustclf.strategies import GroupLasso, LabelSmoothing
 
 @pytest.fixture(autouse=True)
 def _few_trees(monkeypatch):
-    small = {name: clone(f).set_params(n_estimators=20) for name, f in _auto.FORESTS.items()}
-    monkeypatch.setattr(_auto, "FORESTS", small)
+    small = {name: clone(f) for name, f in _auto.SHALLOW.items()}
+    for name in ("forest", "extra_trees"):
+        small[name].set_params(n_estimators=20)
+    monkeypatch.setattr(_auto, "SHALLOW", small)
 
 
 def auto(**params):
@@ -85,7 +87,7 @@ def test_models_that_predict_fewer_labels_weigh_less():
     codes = np.repeat([0, 1], 200)
     good, fair = np.eye(2)[codes], np.eye(2)[codes]
     fair[:40] = fair[:40, ::-1]
-    labels = _auto.Labels(codes, np.ones(400), np.arange(400), 2)
+    labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
     tried = [_auto.Tried(str(i), None, oof, 0.0, {}) for i, oof in enumerate((good, fair, good))]
     weights = labels.weights(tried)
     assert_allclose(weights.sum(), 1)
@@ -119,7 +121,7 @@ def test_report_names_what_was_tried(fitted):
     report = fitted.auto_report_
     names = [candidate.name for candidate in report.candidates]
     networks = _auto.BUDGETS["balanced"]
-    assert {*networks, *_auto.FORESTS, *(f"{f} corrected" for f in _auto.FORESTS)} <= {*names}
+    assert {*networks, *_auto.SHALLOW, *(f"{f} corrected" for f in _auto.SHALLOW)} <= {*names}
     assert sum(name.removesuffix(" corrected") in networks for name in names) == len(networks) + 1
     weights = [candidate.weight for candidate in report.candidates]
     assert weights == sorted(weights, reverse=True)
@@ -135,8 +137,14 @@ def test_quality_is_the_out_of_fold_probability_of_the_label(fitted, iris):
     assert_array_equal(fitted.label_quality_, fitted.oof_proba_[np.arange(len(y)), y])
 
 
-def test_all_members_of_a_network_predict(fitted):
-    networks = [m for m in fitted.mixture_.models if isinstance(m, Network)]
+@pytest.fixture
+def _keeps_all(monkeypatch):
+    monkeypatch.setattr(_auto, "NEGLIGIBLE", 0.0)  # networks may weigh little on small tables
+
+
+@pytest.mark.usefixtures("_keeps_all")
+def test_all_members_of_a_network_predict(iris):
+    networks = [m for m in auto().fit(*iris).mixture_.models if isinstance(m, Network)]
     assert {model.net.n_members for model in networks} == {1 + _auto.FOLDS}
 
 
@@ -162,6 +170,7 @@ def test_pickle_predicts_alike(fitted, iris):
 # What the user sets -----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_keeps_all")
 def test_what_is_not_at_its_default_is_kept(iris):
     params = {"dropout": 0.0, "strategy": "label_smoothing", "class_weight": "balanced"}
     clf = auto(max_epochs=50, **params).fit(*iris)
@@ -181,7 +190,7 @@ def test_candidates_differ_where_nothing_is_set(iris):
     params = {c.name: c.params for c in candidates}
     assert params["dropout"]["dropout"] == 0.5
     assert isinstance(params["sparse"]["strategy"], GroupLasso)
-    assert params["linear"]["hidden"] == ()
+    assert params["smooth_kernel"]["scale"] < params["kernel"]["scale"]
 
 
 def test_wide_tables_have_no_embedding_of_every_number():
@@ -190,6 +199,7 @@ def test_wide_tables_have_no_embedding_of_every_number():
     assert "periodic" not in names
 
 
+@pytest.mark.usefixtures("_keeps_all")
 def test_folds_are_those_of_cross_fit(iris):
     clf = auto(cross_fit=3, max_epochs=50).fit(*iris)
     nets = [m.net for m in clf.mixture_.models if isinstance(m, Network)]
@@ -232,14 +242,56 @@ def test_sparse_rows(iris):
     assert clf.score(sparse.csr_array(X), y) > 0.8
 
 
-def test_a_class_that_no_tree_saw_has_probability_zero():
-    forest = Forest(clone(_auto.FORESTS["forest"]), n_classes=4)
+@pytest.mark.parametrize("name", list(_auto.SHALLOW))
+def test_a_class_that_was_not_seen_has_probability_zero(name):
     rng = np.random.default_rng(0)
     x, codes = rng.normal(size=(60, 2)), rng.integers(0, 2, 60) * 2 + 1
-    forest.forest.fit(x, codes)
-    assert_array_equal(forest.proba(x)[:, [0, 2]], 0)
-    bagged = forest.out_of_bag(70, np.arange(60), np.vstack([x, x[:10]]))
-    assert_allclose(bagged.sum(axis=1), 1)
+    folds = np.append(np.arange(50) % 5, np.full(10, -1))
+    model = Shallow(clone(_auto.SHALLOW[name]).set_params(random_state=0), n_classes=4)
+    oof = model.fit(x, codes, np.ones(60), folds)
+    assert_array_equal(model.proba(x)[:, [0, 2]], 0)
+    assert_array_equal(oof[:, [0, 2]], 0)
+    assert_allclose(oof.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("name", list(_auto.SHALLOW))
+def test_models_do_not_predict_the_labels_they_learn_from(name):
+    """Rows without any sense, learned by heart, are at chance out of fold; others are predicted."""
+    rng = np.random.default_rng(0)
+    x, codes = rng.normal(size=(400, 30)), rng.integers(0, 2, 400)
+    model = Shallow(clone(_auto.SHALLOW[name]).set_params(random_state=0), n_classes=2)
+    oof = model.fit(x, codes, np.ones(400), np.arange(400) % 5)
+    assert abs((oof.argmax(axis=1) == codes).mean() - 0.5) < 4 * 0.5 / np.sqrt(400)
+    outside = np.repeat([0, -1], [300, 100])
+    outside[:300] = np.arange(300) % 5
+    oof = model.fit(x, codes, np.ones(400), outside)
+    assert_allclose(oof[300:], model.proba(x[300:]))
+
+
+def test_kernel_least_squares_estimate_probabilities_of_the_given_labels():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(4_000, 1))
+    codes = (rng.uniform(size=4_000) < 0.2 + 0.6 * x[:, 0]).astype(int)
+    fitted = KernelLeastSquares(random_state=0).fit(x, codes)
+    assert abs(fitted.predict_proba(x)[:, 1] - 0.2 - 0.6 * x[:, 0]).mean() < 0.02
+
+
+def test_kernel_least_squares_weigh_rows():
+    rng = np.random.default_rng(0)
+    x, codes = rng.normal(size=(200, 2)), rng.integers(0, 3, 200)
+    weight = rng.integers(0, 2, 200)
+    one = KernelLeastSquares(random_state=0).fit(x, codes, np.where(codes == 2, 0.0, 1.0))
+    assert_allclose(one.predict_proba(x)[:, 2], 0, atol=0.05)
+    again = KernelLeastSquares(random_state=0).fit(x, codes, weight)
+    assert abs(again.predict_proba(x) - one.predict_proba(x)).max() > 0.1
+
+
+def test_kernel_least_squares_of_many_rows_take_some(monkeypatch):
+    monkeypatch.setattr(_mixture, "MOST_ROWS", 100)
+    X, y = load_iris(return_X_y=True)
+    fitted = KernelLeastSquares(random_state=0).fit(X, y)
+    assert fitted.model_["nystroem"].components_.shape == (100, 4)
+    assert fitted.score(X, y) > 0.9
 
 
 # Among other tools ------------------------------------------------------------------------------
@@ -260,10 +312,10 @@ def test_a_stacked_search_trains_it_alone(iris):
 
 
 def test_a_network_that_diverges_is_left_out(iris, monkeypatch):
-    monkeypatch.setitem(_auto.NETWORKS, "linear", {"samples": 1, "lr": 1e38, "loss": "unhinged"})
-    with pytest.warns(UserWarning, match="'linear' of loss='auto' is left out: The training loss"):
+    monkeypatch.setitem(_auto.NETWORKS, "sparse", {"samples": 1, "lr": 1e38, "loss": "unhinged"})
+    with pytest.warns(UserWarning, match="'sparse' of loss='auto' is left out: The training loss"):
         clf = auto().fit(*iris)
-    assert "linear" not in {c.name for c in clf.auto_report_.candidates}
+    assert "sparse" not in {c.name for c in clf.auto_report_.candidates}
 
 
 def test_no_network_at_all_is_an_error(iris):

@@ -12,7 +12,7 @@ from robustclf import RobustClassifier
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 parts = importlib.import_module("auto")
 
-NAMES = ["dropout", "linear", "forest", "forest corrected", "dropout corrected"]
+NAMES = ["dropout", "sparse", "forest", "kernel", "kernel corrected", "dropout corrected"]
 TRIED = [SimpleNamespace(name=name) for name in NAMES]
 
 
@@ -21,12 +21,13 @@ TRIED = [SimpleNamespace(name=name) for name in NAMES]
     [
         ("auto", []),
         ("without dropout", ["dropout", "dropout corrected"]),
-        ("without forest", ["forest", "forest corrected"]),
-        ("without forests", ["forest", "forest corrected"]),
-        ("without networks", ["dropout", "linear", "dropout corrected"]),
-        ("without corrected forests", ["forest corrected"]),
+        ("without kernel", ["kernel", "kernel corrected"]),
+        ("without kernels", ["kernel", "kernel corrected"]),
+        ("without forests", ["forest"]),
+        ("without networks", ["dropout", "sparse", "dropout corrected"]),
+        ("without corrected others", ["kernel corrected"]),
         ("without corrected networks", ["dropout corrected"]),
-        ("without any correction", ["forest corrected", "dropout corrected"]),
+        ("without any correction", ["kernel corrected", "dropout corrected"]),
     ],
 )
 def test_variants_leave_out_what_they_name(variant, left_out):
@@ -35,14 +36,14 @@ def test_variants_leave_out_what_they_name(variant, left_out):
 
 
 def test_every_model_is_left_out_once():
-    assert {"without dropout", "without linear", "without forest"} < parts.variants(TRIED).keys()
+    assert {"without dropout", "without sparse", "without forest"} < parts.variants(TRIED).keys()
 
 
 def test_the_whole_mixture_is_what_the_classifier_predicts(iris, monkeypatch):
     X, y = iris
-    few = {"forest": clone(parts.FORESTS["forest"]).set_params(n_estimators=10)}
+    few = {"forest": clone(parts.SHALLOW["forest"]).set_params(n_estimators=10)}
     quick = partial(RobustClassifier, budget="fast", max_epochs=5, hidden=(16,))
-    monkeypatch.setattr("robustclf._auto.FORESTS", few)
+    monkeypatch.setattr("robustclf._auto.SHALLOW", few)
     monkeypatch.setattr(parts, "RobustClassifier", quick)
     scores = parts.measure((X[::2], y[::2], X[1::2], y[1::2]), seed=0)
     clf = quick(loss="auto", random_state=0).fit(X[::2], y[::2])
@@ -53,7 +54,7 @@ def test_the_whole_mixture_is_what_the_classifier_predicts(iris, monkeypatch):
 
 def test_summary_by_hand():
     cells = [
-        ("none", {"auto": 0.9, "without forests": 0.8, "best alone": 0.84, "linear alone": 0.1}),
+        ("none", {"auto": 0.9, "without forests": 0.8, "best alone": 0.84, "sparse alone": 0.1}),
         ("none", {"auto": 0.7, "best alone": 0.7}),  # a variant that was not there changes nothing
         ("pair-.4", {"auto": 0.5, "without forests": 0.6, "best alone": 0.48}),
     ]

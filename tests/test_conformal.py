@@ -89,10 +89,11 @@ def test_noisy_labels_are_corrected_for(blobs, params, score):
     ignoring = conformal(score=score, **params).fit(X[:2000], noisy[:2000])
     knowing = clone(ignoring).set_params(noise=0.2).fit(X[:2000], noisy[:2000])
     assert covered(ignoring, X[2000:], y[2000:]) > 0.97
-    assert 0.88 < covered(knowing, X[2000:], y[2000:]) < 0.97
+    # 500 rows calibrate: coverage has a standard deviation of about .02 around .9
+    assert 0.84 < covered(knowing, X[2000:], y[2000:]) < 0.97
     size = [clf.predict_set(X[2000:]).sum() for clf in (ignoring, knowing)]
     assert size[1] < 0.8 * size[0]
-    assert knowing.correction_ == "asymptotic"
+    assert knowing.correction_ == "crossing"
     assert_allclose(knowing.transition_, uniform_transition(0.2, 3))
 
 
@@ -116,14 +117,14 @@ def test_folds_are_those_of_cross_conformal_prediction(blobs):
 
 def test_a_cross_fitted_network_calibrates_on_all_rows_in_one_fit(blobs):
     X, y, noisy = blobs
-    network = RobustClassifier(hidden=(16,), max_epochs=6, cross_fit=3, random_state=0)
+    network = RobustClassifier(hidden=(16,), max_epochs=30, cross_fit=3, random_state=0)
     clf = conformal(network, noise=0.2).fit(X[:1500], noisy[:1500])
     assert clf.n_calibration_ == 1500
     assert not hasattr(clf, "estimators_")
     oof = clf.estimator_.oof_proba_.astype(float)
     assert_allclose(clf.calibration_.evidence[0].scores, 1 - oof, atol=1e-6)
     assert_array_equal(clf.predict_proba(X), clf.estimator_.predict_proba(X).astype(float))
-    assert 0.88 < covered(clf, X[2000:], y[2000:]) < 0.97
+    assert abs(covered(clf, X[2000:], y[2000:]) - 0.9) < 0.05
 
 
 def test_recalibration_replaces_the_calibration_alone(blobs):

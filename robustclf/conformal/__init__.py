@@ -9,6 +9,7 @@ from robustclf.conformal._corrections import (
     Asymptotic,
     Bortolotti,
     Correction,
+    Crossing,
     Sesia,
     Uncorrected,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "ConformalClassifier",
     "ConformalRegressor",
     "Correction",
+    "Crossing",
     "FalseDiscoveryRate",
     "FalseNegativeRate",
     "LearnThenTest",

@@ -130,11 +130,12 @@ class Calibration:
         if wide:
             worst = max(wide, key=lambda c: self.chosen.sizes[c])
             size, n = self.chosen.sizes[worst], self.evidence[worst].n
-            enough = f", about {n * (size / least) ** 2:.0f}" if np.isfinite(size) else ""
+            rows = n * (size / least) ** (1 / self.chosen.correction.order)
+            enough = f", about {rows:.0f}" if np.isfinite(size) else ""
             warnings.warn(
                 f"correction {self.chosen.alias!r} is {size:.3g} for {names[worst]}, more than "
                 f"alpha={least:g} allows: there, sets hold all classes. Calibrate on more rows "
-                f"than {n}{enough}, take a larger alpha, or correction='asymptotic' or 'none'.",
+                f"than {n}{enough}, take a larger alpha, or correction='crossing' or 'none'.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -155,7 +156,8 @@ def _levels(
     share = cell.n_own / (cell.n_own + 1) if chosen.correction.next_row else 1.0
     corrected: Levels | FoldLevels
     if folds is None:
-        corrected = Levels.running(cell.scores, cell.weight * share, size)
+        at, total = cell.distribution
+        corrected = Levels.running(at, total * share, size)
     else:
         corrected = FoldLevels.of(cell.scores, cell.weight * share, folds, size)
     return Either(corrected, standard) if optimistic else corrected

@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator
 
 from robustclf._registry import Registry, check_known
 from robustclf.conformal._deviations import (
+    crossing_bias,
     expected_maximum,
     largest_excess,
     limiting_process,
@@ -34,6 +35,7 @@ class Correction(BaseEstimator):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"marginal", "class", "cluster"})
     auto_from: ClassVar[float] = 0  # rows of each cell from which "auto" trusts its promise
+    order: ClassVar[float] = 0.5  # of n**-1 that it falls with
     next_row: ClassVar[bool] = False  # whether the row to come counts, as in (n + 1)(1 - alpha)
     of_clean: ClassVar[bool] = False  # whether it means anything where labels are right
 
@@ -263,6 +265,48 @@ class Asymptotic(Correction):
         rng = np.random.default_rng(random_state)
         largest = expected_maximum(limiting_process(evidence), self.n_draws, rng)
         return largest / float(np.sqrt(evidence.n))
+
+
+@CORRECTIONS.register("crossing")
+class Crossing(Correction):
+    r"""Noise-adaptive prediction: the bias where the estimate first reaches the level.
+
+    The other corrections bound the deviation of the estimate at its worst threshold, which is of
+    order :math:`1 / \sqrt n`. At the threshold of the sets, the first of estimated coverage
+    :math:`1 - \alpha`, it is positive on average, by the order of :math:`1 / n` only:
+
+    .. math:: E[\hat F(\hat t) - F(\hat t)]
+       = \frac 1 n \cdot \frac{E[(R(t) - (1 - F(t)) D) \, dZ(t)]}{E[dZ(t)]} + o(1/n)
+
+    with Z(t) the weight of a row's scores up to t, R(t) of those from t on, D of all. The
+    correction leaves out the term with D, which makes it smaller, and is the largest over the
+    tenths of the distribution. Of right labels it is :math:`1/n`, where the textbook takes
+    :math:`(1 - \alpha) / n`: of this correction it is the generalisation to signed weights.
+
+    Notes
+    -----
+    Rows enter in the order of their scores, so the crossing is a stopping time: up to it,
+    :math:`\hat F - F` is the sum of a martingale and of the difference between the rate at which
+    weight arrives, given what has arrived, and its mean. To first order that difference is
+    constant between t and :math:`\hat t`, where :math:`\hat t - t` is
+    :math:`-(\hat F - F)(t) / F'(t)`; the covariance of both is the right-hand side. In simulated
+    calibrations (``tests/test_conformal_engine.py``) coverage was at or above the level from
+    50 rows of each threshold on. Unlike bounds at the worst threshold it leaves no margin for a
+    wrong matrix.
+
+    Examples
+    --------
+    >>> from robustclf.conformal import ConformalClassifier
+    >>> ConformalClassifier(None, correction="crossing", noise=0.1).correction
+    'crossing'
+    """
+
+    auto_from = 50
+    order = 1.0
+
+    def size(self, evidence: Evidence, random_state: Any = None) -> float:
+        """Return the bias of the tenth where it is largest."""
+        return crossing_bias(evidence)
 
 
 def posterior_inverse(evidence: Evidence) -> Floats:

@@ -12,7 +12,6 @@ from sklearn.utils import column_or_1d
 
 from robustclf._registry import check_known
 from robustclf.conformal._evidence import Codes, Evidence, Floats, Noise
-from robustclf.conformal._levels import steps
 
 COVERAGES = ("marginal", "class", "group", "cluster")
 EMBEDDED = (0.5, 0.6, 0.7, 0.8, 0.9)  # quantiles of its scores that describe a class
@@ -158,7 +157,7 @@ def _clustered(
 
 
 def _quantiles(cell: Evidence) -> Floats:
-    at, total = steps(cell.scores, cell.weight)
+    at, total = cell.distribution
     place = np.searchsorted(np.maximum.accumulate(total), EMBEDDED, side="left")
     described: Floats = at[place.clip(max=len(at) - 1)]
     return described

@@ -12,6 +12,7 @@ from robustclf.conformal._evidence import Evidence
 
 Floats = NDArray[np.float64]
 
+PARTS = 10  # of the estimated share of scores, in which first crossings are looked at
 GRID = 200  # points of the limiting process
 MOST_ROWS = 4_000  # that a covariance is estimated from
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of the diagonal, tried as multiples of the identity
@@ -112,6 +113,31 @@ def _wrong_share(evidence: Evidence) -> float:
     k = evidence.columns[0]
     right = evidence.prior[k] * evidence.noise.transition[k, k] / evidence.given[k]
     return float(np.clip(1 - right, 0, 1))
+
+
+def crossing_bias(evidence: Evidence) -> float:
+    r"""Return how far the estimate exceeds the truth where it first reaches a level, on average.
+
+    It is :math:`E[R(t) \, dZ(t)] / (n E[dZ(t)])`, for the tenth of the estimated share where this
+    is largest. Z(t) is the weight of a row's scores up to t, R(t) that of those from t on. Sums of
+    :math:`w_j R_j` over the scores of a row in a part need no order: they are
+    :math:`A B + (A^2 + \sum_j w_j^2) / 2` with A the weight in the part and B the weight above it.
+    """
+    at, share = evidence.distribution
+    weight = evidence.weight * evidence.n
+    place = np.searchsorted(np.maximum.accumulate(share), np.arange(1, PARTS) / PARTS)
+    part = np.searchsorted(at[place.clip(max=len(at) - 1)], evidence.scores)
+    cell = np.arange(evidence.n)[:, None] * PARTS + part
+    within = np.bincount(cell.ravel(), weight.ravel(), minlength=evidence.n * PARTS)
+    within = within.reshape(-1, PARTS)
+    above = within[:, ::-1].cumsum(axis=1)[:, ::-1] - within
+    squares = np.bincount(part.ravel(), weight.ravel() ** 2, minlength=PARTS)
+    remaining = (within * (above + within / 2)).sum(axis=0) + squares / 2
+    gained = within.sum(axis=0)
+    some = squares > 0
+    if (gained[some] <= 0).any():
+        return np.inf
+    return float((remaining[some] / gained[some]).max() / evidence.n)
 
 
 def limiting_process(evidence: Evidence) -> Floats:

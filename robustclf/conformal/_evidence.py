@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from robustclf.conformal._levels import steps
 from robustclf.noise._guards import LARGEST_CONDITION
 
 Floats = NDArray[np.float64]
@@ -140,6 +141,11 @@ class Evidence:
         assert self.noise.inverse is not None
         weight: Floats = self.noise.inverse[self.codes][:, self.columns] / (self.n * self.mass)
         return weight
+
+    @cached_property
+    def distribution(self) -> tuple[Floats, Floats]:
+        """Return the different scores, increasing, and the estimate of the share up to each."""
+        return steps(self.scores, self.weight)
 
     @cached_property
     def own(self) -> NDArray[np.bool_]:

@@ -40,10 +40,9 @@ class Levels:
         return cls(ordered, np.arange(1, len(ordered) + 1) / (len(ordered) + 1))
 
     @classmethod
-    def running(cls, scores: Floats, weight: Floats, size: float) -> Levels:
-        """Return the largest sum of the weights of lower scores so far, or 1, less ``size``."""
-        at, total = steps(scores, weight)
-        return cls(at, np.minimum(np.maximum.accumulate(total), 1) - size)
+    def running(cls, scores: Floats, share: Floats, size: float) -> Levels:
+        """Return the largest share of any score so far, or 1, less ``size``."""
+        return cls(scores, np.minimum(np.maximum.accumulate(share), 1) - size)
 
     def threshold(self, alpha: ArrayLike) -> Floats:
         """Return the smallest score of level 1 - alpha; inf, for full sets, if there is none."""

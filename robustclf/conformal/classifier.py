@@ -70,7 +70,7 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
         promise. Too small a one keeps it.
     correction : str or Correction, default="auto"
         :math:`\delta`: ``"none"``, ``"dkw"``, ``"sesia"``, ``"crcp"``, ``"bortolotti"``,
-        ``"asymptotic"``; ``"auto"`` takes the smallest that holds for so many rows.
+        ``"asymptotic"``, ``"crossing"``; ``"auto"`` takes the smallest that holds for so many rows.
     cv : int, splitter or None, default=5
         Folds that calibrate, each by a classifier that did not see it; then these predict together
         (CV+). An estimator with a parameter ``cross_fit``, such as
