@@ -97,6 +97,20 @@ def test_noisy_labels_are_corrected_for(blobs, params, score):
     assert_allclose(knowing.transition_, uniform_transition(0.2, 3))
 
 
+@pytest.mark.parametrize("params", [{}, {"cv": 3}, {"coverage": "class"}])
+def test_the_most_probable_class_is_kept_where_sets_may_not_be_empty(blobs, params):
+    X, y, _ = blobs
+    alpha = [0.1, 0.4]
+    clf = conformal(**params).fit(X[:1000], y[:1000])
+    sets = clf.predict_set(X[1000:], alpha)
+    assert (~sets.any(axis=1)).any()
+    kept = clf.set_params(allow_empty=False).predict_set(X[1000:], alpha)
+    top = clf.predict_proba(X[1000:]).argmax(axis=1)
+    assert kept[np.arange(len(top)), top].all()
+    others = np.arange(3) != top[:, None]
+    assert_array_equal(kept[others], sets[others])
+
+
 def test_folds_are_those_of_cross_conformal_prediction(blobs):
     X, y, _ = blobs
     X, y, new = X[:90], y[:90], X[90:120]

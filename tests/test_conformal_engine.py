@@ -553,26 +553,33 @@ def test_clusters_join_classes_with_like_scores():
     assert cells[-1] == len(made.levels) - 1  # the one of all rows
 
 
+def published(name, width):
+    """Return the known values of an example, scores and labels of its rows, and its matrix."""
+    known = json.loads((REFERENCE / name).read_text())
+    scores, labels = {}, {}
+    for part, label in (("calibration", "given"), ("test", "true")):
+        text = "".join(known[part]["votes"])
+        votes = [text[i : i + width] for i in range(0, len(text), width)]
+        count = (lambda vote: ord(vote) - ord("a")) if width == 1 else int
+        p = np.array([count(vote) for vote in votes]).reshape(-1, K) / known["n_trees"]
+        p = np.clip(p, known["clip"] / K, 1)
+        uniform = np.random.default_rng(known["seed"]).uniform(size=len(p))
+        scores[part] = APS()(p / p.sum(axis=1, keepdims=True), uniform)
+        labels[part] = np.array(list(known[part][label]), dtype=int)
+    # there the noise is told by P(true | given), here by P(given | true)
+    given = np.bincount(labels["calibration"]) / len(labels["calibration"])
+    joint = given[:, None] * uniform_transition(known["epsilon"], K, convention="all")
+    return known["published"], scores, labels, (joint / joint.sum(axis=0)).T
+
+
 def test_published_example():
     """Coverage and sizes of the authors' notebook, from the same votes of the same forest."""
-    known = json.loads((REFERENCE / "conformal_adaptive.json").read_text())
-    part = {name: known[name] for name in ("calibration", "test")}
-    scores = {}
-    for name, rows in part.items():
-        votes = np.array([[int(r[i : i + 3]) for i in range(0, 12, 3)] for r in rows["votes"]])
-        p = np.clip(votes / known["n_trees"], known["clip"] / K, 1)
-        uniform = np.random.default_rng(known["seed"]).uniform(size=len(p))
-        scores[name] = APS()(p / p.sum(axis=1, keepdims=True), uniform)
-    given = np.array(list(part["calibration"]["given"]), dtype=int)
-    true = np.array(list(part["test"]["true"]), dtype=int)
-    # there the noise is told by P(true | given), here by P(given | true)
-    shares = np.bincount(given) / len(given)
-    joint = shares[:, None] * uniform_transition(known["epsilon"], K, convention="all")
-    T = (joint / joint.sum(axis=0)).T
-    for name, published in known["published"].items():
+    examples, scores, labels, T = published("conformal_adaptive.json", width=3)
+    true = labels["test"]
+    for name, expected in examples.items():
         made = calibrate(
             scores["calibration"],
-            given,
+            labels["calibration"],
             T,
             coverage="class",
             correction="sesia",
@@ -582,7 +589,25 @@ def test_published_example():
         hits = sets[np.arange(len(true)), true]
         # the optimistic ones of the notebook lack the (n + 1) / n of the standard threshold
         rows = 1 if name == "plain" else 3
-        assert_allclose(hits.mean(), published["coverage"], atol=(rows - 0.9) / 2000)
+        assert_allclose(hits.mean(), expected["coverage"], atol=(rows - 0.9) / 2000)
         by_class = [hits[true == k].mean() for k in range(K)]
-        assert_allclose(by_class, published["by_class"], atol=1e-6 if rows == 1 else 0.0025)
-        assert_allclose(sets.sum(axis=1).mean(), published["size"], atol=0.006 * rows / 3)
+        assert_allclose(by_class, expected["by_class"], atol=1e-6 if rows == 1 else 0.0025)
+        assert_allclose(sets.sum(axis=1).mean(), expected["size"], atol=0.006 * rows / 3)
+
+
+def test_published_example_of_sets_that_are_never_empty():
+    """The notebook's last version, by another forest of its kind: what differs are some votes."""
+    expected, scores, labels, T = published("conformal_nonempty.json", width=1)
+    made = calibrate(
+        scores["calibration"], labels["calibration"], T, coverage="class", correction="sesia"
+    )
+    true = labels["test"]
+    sets = kept(made, scores["test"])[..., 0]
+    assert sets[np.arange(2000), true].mean() < 0.95  # with empty sets it is near the level
+    sets[np.arange(2000), scores["test"].argmin(axis=1)] = True
+    hits = sets[np.arange(2000), true]
+    standard_error = np.sqrt(0.969 * 0.031 / 2000)
+    assert_allclose(hits.mean(), expected["coverage"], atol=standard_error)
+    by_class = [hits[true == k].mean() for k in range(K)]
+    assert_allclose(by_class, expected["by_class"], atol=2 * standard_error)
+    assert_allclose(sets.sum(axis=1).mean(), expected["size"], atol=0.03)

@@ -35,7 +35,7 @@ class Correction(BaseEstimator):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"marginal", "class", "cluster"})
     auto_from: ClassVar[float] = 0  # rows of each cell from which "auto" trusts its promise
-    order: ClassVar[float] = 0.5  # of n**-1 that it falls with
+    order: ClassVar[float] = 0.5  # power of 1 / n that it falls with
     next_row: ClassVar[bool] = False  # whether the row to come counts, as in (n + 1)(1 - alpha)
     of_clean: ClassVar[bool] = False  # whether it means anything where labels are right
 
@@ -67,6 +67,48 @@ class Uncorrected(Correction):
     def size(self, evidence: Evidence, random_state: Any = None) -> float:
         """Return 0."""
         return 0.0
+
+
+@CORRECTIONS.register("crossing")
+class Crossing(Correction):
+    r"""Noise-adaptive prediction: the bias where the estimate first reaches the level.
+
+    The other corrections bound the deviation of the estimate at its worst threshold, which is of
+    order :math:`1 / \sqrt n`. At the threshold of the sets, the first of estimated coverage
+    :math:`1 - \alpha`, it is positive on average, by the order of :math:`1 / n` only:
+
+    .. math:: E[\hat F(\hat t) - F(\hat t)]
+       = \frac 1 n \cdot \frac{E[(R(t) - (1 - F(t)) D) \, dZ(t)]}{E[dZ(t)]} + o(1/n)
+
+    with Z(t) the weight of a row's scores up to t, R(t) of those from t on, D of all. The
+    correction leaves out the term with D, which makes it smaller, and is the largest over the
+    tenths of the distribution. Of right labels it is :math:`1/n`, where the textbook takes
+    :math:`(1 - \alpha) / n`: of this correction it is the generalisation to signed weights.
+
+    Notes
+    -----
+    Rows enter in the order of their scores, so the crossing is a stopping time: up to it,
+    :math:`\hat F - F` is the sum of a martingale and of the difference between the rate at which
+    weight arrives, given what has arrived, and its mean. To first order that difference is
+    constant between t and :math:`\hat t`, where :math:`\hat t - t` is
+    :math:`-(\hat F - F)(t) / F'(t)`; the covariance of both is the right-hand side. In simulated
+    calibrations (``tests/test_conformal_engine.py``) coverage was at or above the level from
+    50 rows of each threshold on. Unlike bounds at the worst threshold it leaves no margin for a
+    wrong matrix.
+
+    Examples
+    --------
+    >>> from robustclf.conformal import ConformalClassifier
+    >>> ConformalClassifier(None, correction="crossing", noise=0.1).correction
+    'crossing'
+    """
+
+    auto_from = 50
+    order = 1.0
+
+    def size(self, evidence: Evidence, random_state: Any = None) -> float:
+        """Return the bias of the tenth where it is largest."""
+        return crossing_bias(evidence)
 
 
 @CORRECTIONS.register("dkw")
@@ -267,48 +309,6 @@ class Asymptotic(Correction):
         return largest / float(np.sqrt(evidence.n))
 
 
-@CORRECTIONS.register("crossing")
-class Crossing(Correction):
-    r"""Noise-adaptive prediction: the bias where the estimate first reaches the level.
-
-    The other corrections bound the deviation of the estimate at its worst threshold, which is of
-    order :math:`1 / \sqrt n`. At the threshold of the sets, the first of estimated coverage
-    :math:`1 - \alpha`, it is positive on average, by the order of :math:`1 / n` only:
-
-    .. math:: E[\hat F(\hat t) - F(\hat t)]
-       = \frac 1 n \cdot \frac{E[(R(t) - (1 - F(t)) D) \, dZ(t)]}{E[dZ(t)]} + o(1/n)
-
-    with Z(t) the weight of a row's scores up to t, R(t) of those from t on, D of all. The
-    correction leaves out the term with D, which makes it smaller, and is the largest over the
-    tenths of the distribution. Of right labels it is :math:`1/n`, where the textbook takes
-    :math:`(1 - \alpha) / n`: of this correction it is the generalisation to signed weights.
-
-    Notes
-    -----
-    Rows enter in the order of their scores, so the crossing is a stopping time: up to it,
-    :math:`\hat F - F` is the sum of a martingale and of the difference between the rate at which
-    weight arrives, given what has arrived, and its mean. To first order that difference is
-    constant between t and :math:`\hat t`, where :math:`\hat t - t` is
-    :math:`-(\hat F - F)(t) / F'(t)`; the covariance of both is the right-hand side. In simulated
-    calibrations (``tests/test_conformal_engine.py``) coverage was at or above the level from
-    50 rows of each threshold on. Unlike bounds at the worst threshold it leaves no margin for a
-    wrong matrix.
-
-    Examples
-    --------
-    >>> from robustclf.conformal import ConformalClassifier
-    >>> ConformalClassifier(None, correction="crossing", noise=0.1).correction
-    'crossing'
-    """
-
-    auto_from = 50
-    order = 1.0
-
-    def size(self, evidence: Evidence, random_state: Any = None) -> float:
-        """Return the bias of the tenth where it is largest."""
-        return crossing_bias(evidence)
-
-
 def posterior_inverse(evidence: Evidence) -> Floats:
     """Return the inverse of P(true | given), whose row k makes the scores of class k clean."""
     W = evidence.noise.inverse
@@ -346,7 +346,7 @@ def choose(
     tried = [CORRECTIONS.make(alias) for alias in CORRECTIONS.names()]
     fewest = min(cell.n_own for cell in cells)
     trusted = [c for c in tried if fewest >= c.auto_from and not c.of_clean]
-    options = [c for c in trusted if kinds <= c.kinds]
+    options = sorted((c for c in trusted if kinds <= c.kinds), key=lambda c: -c.order)
     given = options if auto else [CORRECTIONS.make(correction)]
     if not kinds <= given[0].kinds:
         able = [alias_of(c) for c in tried if kinds <= c.kinds]
@@ -356,9 +356,18 @@ def choose(
         )
     if all(cell.noise.clean for cell in cells) and not given[0].of_clean:
         return Chosen("none", Uncorrected(), np.zeros(len(cells)))
-    sizes = [_sizes(option, cells, random_state) for option in given]
+    sizes: list[Floats] = []
+    for option in given:
+        sizes.append(_sizes(option, cells, random_state))
+        if option.order == 1 and _below_all_bounds(sizes[-1], cells):
+            return Chosen(alias_of(option), option, sizes[-1])
     best = int(np.argmin([np.minimum(size, 1).mean() for size in sizes]))
     return Chosen(alias_of(given[best]), given[best], sizes[best])
+
+
+def _below_all_bounds(sizes: Floats, cells: Sequence[Evidence]) -> bool:
+    """Whether bounds at the worst threshold, at least those of right labels, are all larger."""
+    return all(size < largest_excess(cell.n) for size, cell in zip(sizes, cells, strict=True))
 
 
 def _sizes(correction: Correction, cells: Sequence[Evidence], random_state: Any) -> Floats:

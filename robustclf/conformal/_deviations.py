@@ -124,14 +124,12 @@ def crossing_bias(evidence: Evidence) -> float:
     :math:`A B + (A^2 + \sum_j w_j^2) / 2` with A the weight in the part and B the weight above it.
     """
     at, share = evidence.distribution
-    weight = evidence.weight * evidence.n
     place = np.searchsorted(np.maximum.accumulate(share), np.arange(1, PARTS) / PARTS)
-    part = np.searchsorted(at[place.clip(max=len(at) - 1)], evidence.scores)
-    cell = np.arange(evidence.n)[:, None] * PARTS + part
-    within = np.bincount(cell.ravel(), weight.ravel(), minlength=evidence.n * PARTS)
-    within = within.reshape(-1, PARTS)
-    above = within[:, ::-1].cumsum(axis=1)[:, ::-1] - within
-    squares = np.bincount(part.ravel(), weight.ravel() ** 2, minlength=PARTS)
+    edges = at[place.clip(max=len(at) - 1)]
+    scores, weight = _some_rows(evidence)
+    within = _on_grid(scores, weight, edges)
+    above = weight.sum(axis=1, keepdims=True) - within.cumsum(axis=1)
+    squares = np.bincount(np.searchsorted(edges, scores).ravel(), weight.ravel() ** 2, PARTS)
     remaining = (within * (above + within / 2)).sum(axis=0) + squares / 2
     gained = within.sum(axis=0)
     some = squares > 0
@@ -146,22 +144,27 @@ def limiting_process(evidence: Evidence) -> Floats:
     Many rows are represented by some of them, evenly spaced.
     """
     grid = np.quantile(evidence.own_scores, np.linspace(0, 1, GRID), method="inverted_cdf")
-    rows = np.linspace(0, evidence.n - 1, min(evidence.n, MOST_ROWS)).astype(int)
-    weight = evidence.weight[rows] * evidence.n
-    moves = _on_grid(evidence.scores[rows], weight, grid)
+    scores, weight = _some_rows(evidence)
+    moves = _on_grid(scores, weight, grid)[:, :GRID].cumsum(axis=1)
     mean = moves.mean(axis=0)
     moves -= mean if evidence.kind == "marginal" else weight.sum(axis=1)[:, None] * mean
-    covariance: Floats = moves.T @ moves / len(rows)
+    covariance: Floats = moves.T @ moves / len(scores)
     return covariance
 
 
+def _some_rows(evidence: Evidence) -> tuple[Floats, Floats]:
+    """Return the scores and the weights of at most ``MOST_ROWS`` rows; the mean weight is 1."""
+    rows = np.linspace(0, evidence.n - 1, min(evidence.n, MOST_ROWS)).astype(int)
+    return evidence.scores[rows], evidence.weight[rows] * evidence.n
+
+
 def _on_grid(scores: Floats, weight: Floats, grid: Floats) -> Floats:
-    """Return the weight of each row below each point, ``(row, point)``."""
-    place = np.searchsorted(grid, scores, side="left")  # one more than the grid: above all points
-    cell = np.arange(len(scores))[:, None] * (GRID + 1) + place
-    moves = np.bincount(cell.ravel(), weight.ravel(), minlength=len(scores) * (GRID + 1))
-    below: Floats = moves.reshape(-1, GRID + 1)[:, :GRID].cumsum(axis=1)
-    return below
+    """Return the weight of each row between points, and above all, ``(row, 1 + point)``."""
+    n_parts = len(grid) + 1
+    place = np.searchsorted(grid, scores, side="left")
+    cell = np.arange(len(scores))[:, None] * n_parts + place
+    within = np.bincount(cell.ravel(), weight.ravel(), minlength=len(scores) * n_parts)
+    return within.astype(np.float64, copy=False).reshape(-1, n_parts)
 
 
 def expected_maximum(covariance: Floats, n_draws: int, rng: np.random.Generator) -> float:

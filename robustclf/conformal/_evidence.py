@@ -139,7 +139,8 @@ class Evidence:
         over these, divided by the estimated share of the rows that are of them.
         """
         assert self.noise.inverse is not None
-        weight: Floats = self.noise.inverse[self.codes][:, self.columns] / (self.n * self.mass)
+        by_label = self.noise.inverse[:, self.columns] / (self.n * self.mass)
+        weight: Floats = by_label[self.codes]
         return weight
 
     @cached_property

@@ -148,7 +148,7 @@ def steps(scores: Floats, weight: Floats) -> tuple[Floats, Floats]:
     (array([0.1, 0.9]), array([1.5, 1. ]))
     """
     used = weight != 0
-    at, weight = scores[used], weight[used]
+    at, weight = (a.ravel() if used.all() else a[used] for a in (scores, weight))
     order = np.argsort(at)  # five times faster than a stable one, which ties do not need
     at, total = at[order], np.cumsum(weight[order])
     last = np.append(at[1:] != at[:-1], True)[: len(at)]

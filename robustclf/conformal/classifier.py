@@ -86,6 +86,9 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
     optimistic : bool, default=False
         Take labels as right where this gives the smaller threshold. Right for noise that makes
         sets larger, which is the rule.
+    allow_empty : bool, default=True
+        Whether a set may hold no class, which tells of a row unlike those calibrated on. Otherwise
+        the most probable class is always kept, and more are covered than promised.
     n_jobs : int or None, default=None
         Folds fitted at a time.
 
@@ -128,7 +131,7 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
     ...     covered = sets[range(len(sets)), y_test].mean()
     ...     print(f"{covered:.2f} covered by {sets.sum(axis=1).mean():.1f} classes")
     1.00 covered by 5.8 classes
-    0.93 covered by 1.0 classes
+    0.90 covered by 0.9 classes
     """
 
     _parameter_constraints = {  # noqa: RUF012 (scikit-learn's convention)
@@ -137,6 +140,7 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
         "coverage": [str],
         "correction": [str, Correction],
         "optimistic": ["boolean"],
+        "allow_empty": ["boolean"],
         "n_jobs": [None, Integral],
         **CONSTRAINTS,
     }
@@ -154,6 +158,7 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
         noise_convention: str = "rest",
         calibration_size: float = 0.25,
         optimistic: bool = False,
+        allow_empty: bool = True,
         n_jobs: int | None = None,
     ) -> None:
         self.estimator = estimator
@@ -166,6 +171,7 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
         self.noise_convention = noise_convention
         self.calibration_size = calibration_size
         self.optimistic = optimistic
+        self.allow_empty = allow_empty
         self.n_jobs = n_jobs
 
     # Fitting --------------------------------------------------------------------------------------
@@ -336,6 +342,8 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
         check_is_fitted(self)
         alphas = check_alpha(alpha)
         sets = self.calibration_.sets(self._scores(X), alphas, groups)
+        if not self.allow_empty:
+            sets[np.arange(len(sets)), self.predict_proba(X).argmax(axis=1)] = True
         return sets if np.ndim(alpha) else sets[..., 0]
 
     def predict_set_labels(
