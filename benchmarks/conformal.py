@@ -151,13 +151,13 @@ OURS: dict[str, tuple[Any, str]] = {  # what is told of the noise, and the corre
     "ignored": (None, "auto"),
     "told": (lambda transition: transition, "auto"),
     "told-none": (lambda transition: transition, "none"),
+    "told-asymptotic": (lambda transition: transition, "asymptotic"),
     "told-bortolotti": (lambda transition: transition, "bortolotti"),
     "estimate": ("estimate", "auto"),
-    "estimate-none": ("estimate", "none"),
+    "estimate-asymptotic": ("estimate", "asymptotic"),
     "half": (lambda transition: scaled(transition, 0.5), "auto"),
-    "half-none": (lambda transition: scaled(transition, 0.5), "none"),
     "1.5x": (lambda transition: scaled(transition, 1.5), "auto"),
-    "1.5x-none": (lambda transition: scaled(transition, 1.5), "none"),
+    "1.5x-asymptotic": (lambda transition: scaled(transition, 1.5), "asymptotic"),
 }
 PEERS = {"mapie": mapie, "crepes": crepes, "torchcp": torchcp}  # they know of no noise
 METHODS = (*OURS, *PEERS)

@@ -115,7 +115,7 @@ def test_summary_judges_by_the_standard_error(tmp_path, capsys):
     for seed, coverage in enumerate((0.93, 0.94)):  # mean .935, standard error .005: below
         lines.append(line(seed, "half", coverage, 2))
     lines.append(line(1, "mapie", 0.97, 1.5))
-    lines.append(line(0, "estimate-none", 0.96, 1))
+    lines.append(line(0, "estimate-asymptotic", 0.96, 1))
     path.write_text("\n".join(lines))
     args = conformal.parse_args(["--summary", "--results", str(path), "--csv", str(tmp_path)])
     conformal.summarise(args)
