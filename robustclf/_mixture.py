@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.kernel_approximation import Nystroem
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state, gen_batches
@@ -45,6 +45,8 @@ class KernelLeastSquares(ClassifierMixin, BaseEstimator):
     ----------
     scale : float, default=1.0
         s: small for smooth functions.
+    penalty : float or None, default=None
+        :math:`\lambda`; None for that of the least error.
     random_state : int, RandomState or None
 
     Examples
@@ -55,8 +57,11 @@ class KernelLeastSquares(ClassifierMixin, BaseEstimator):
     True
     """
 
-    def __init__(self, scale: float = 1.0, *, random_state: Any = None) -> None:
+    def __init__(
+        self, scale: float = 1.0, *, penalty: float | None = None, random_state: Any = None
+    ) -> None:
         self.scale = scale
+        self.penalty = penalty
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -72,8 +77,12 @@ class KernelLeastSquares(ClassifierMixin, BaseEstimator):
         )
         scaler = StandardScaler(with_mean=not issparse(X))
         onehot = (y[:, None] == self.classes_).astype(np.float64)
-        self.model_ = make_pipeline(scaler, nystroem, RidgeCV(PENALTIES))
-        self.model_.fit(X.astype(np.float64), onehot, ridgecv__sample_weight=w)
+        given = self.penalty is not None
+        ridge = Ridge(self.penalty, solver="cholesky") if given else RidgeCV(PENALTIES)
+        features = make_pipeline(scaler, nystroem)
+        ridge.fit(features.fit_transform(X.astype(np.float64)), onehot, sample_weight=w)
+        self.model_ = make_pipeline(features, ridge)
+        self.tuned_ = {} if given else {"penalty": float(ridge.alpha_)}
         return self
 
     def predict_proba(self, X: Any) -> Floats:
@@ -113,7 +122,8 @@ class Shallow:
     def fit(self, x: Any, codes: NDArray[np.int64], weight: Floats, folds: Any) -> Floats:
         """Fit to the rows that have a fold, and return the probabilities of all rows.
 
-        Those of rows that have a fold are of trees, or of a copy, that did not train on them.
+        Those of rows that have a fold are of trees, or of a copy, that did not train on them; copies
+        have the parameters that the classifier chose.
         """
         rows = np.flatnonzero(folds >= 0)
         with warnings.catch_warnings():
@@ -126,9 +136,10 @@ class Shallow:
         if hasattr(self.estimator, "oob_decision_function_"):
             proba[rows] = self.out_of_bag(x[rows])
             return proba
+        tuned = clone(self.estimator).set_params(**self.estimator.tuned_)
         for fold in np.unique(folds[rows]):
             train, test = rows[folds[rows] != fold], rows[folds[rows] == fold]
-            copy = clone(self.estimator).fit(x[train], codes[train], sample_weight=weight[train])
+            copy = clone(tuned).fit(x[train], codes[train], sample_weight=weight[train])
             proba[test] = self.widened(copy, x[test])
         return proba
 

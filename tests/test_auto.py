@@ -286,11 +286,21 @@ def test_kernel_least_squares_weigh_rows():
     assert abs(again.predict_proba(x) - one.predict_proba(x)).max() > 0.1
 
 
+def test_kernel_least_squares_with_the_penalty_they_chose():
+    rng = np.random.default_rng(0)
+    x, codes = rng.normal(size=(300, 4)), rng.integers(0, 3, 300)
+    chosen = KernelLeastSquares(random_state=0).fit(x, codes)
+    given = KernelLeastSquares(random_state=0, **chosen.tuned_).fit(x, codes)
+    assert_allclose(given.predict_proba(x), chosen.predict_proba(x), rtol=1e-6)
+    other = KernelLeastSquares(random_state=0, penalty=chosen.tuned_["penalty"] / 100)
+    assert abs(other.fit(x, codes).predict_proba(x) - given.predict_proba(x)).max() > 0.01
+
+
 def test_kernel_least_squares_of_many_rows_take_some(monkeypatch):
     monkeypatch.setattr(_mixture, "MOST_ROWS", 100)
     X, y = load_iris(return_X_y=True)
     fitted = KernelLeastSquares(random_state=0).fit(X, y)
-    assert fitted.model_["nystroem"].components_.shape == (100, 4)
+    assert fitted.model_[0]["nystroem"].components_.shape == (100, 4)
     assert fitted.score(X, y) > 0.9
 
 
