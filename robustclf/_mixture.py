@@ -122,8 +122,8 @@ class Shallow:
     def fit(self, x: Any, codes: NDArray[np.int64], weight: Floats, folds: Any) -> Floats:
         """Fit to the rows that have a fold, and return the probabilities of all rows.
 
-        Those of rows that have a fold are of trees, or of a copy, that did not train on them; copies
-        have the parameters that the classifier chose.
+        Those of rows that have a fold are of trees, or of a copy, that did not train on them. The
+        copies have the parameters that the classifier chose.
         """
         rows = np.flatnonzero(folds >= 0)
         with warnings.catch_warnings():
