@@ -116,7 +116,7 @@ def standard_error(numbers: list[float]) -> float:
 
 def weak(args: argparse.Namespace) -> Table:
     """Return what `noise="estimate"` believes and covers, LAC at alpha .1; means over tables."""
-    methods = ("told", "estimate", "estimate-asymptotic")
+    methods = ("told", "estimate-asymptotic", "estimate")
     head = ["classifier", "noise", "accuracy", "wrong", "estimated"]
     rows = [[*head, *methods, "its worst table"]]
     for classifier in ("forest", "tree", "bayes"):

@@ -41,13 +41,13 @@ def measure(told, seed, **params):
 
 
 # %%
-# Four ways to calibrate: labels taken as right; the rate told, with and without the correction that
-# pays for not knowing the noise of the sample; and a rate that is told too high.
+# Four ways to calibrate: labels taken as right; the rate told, with the correction that sets need
+# and with one that leaves a margin; and a rate that is told too high.
 
 methods = {
     "labels taken as right": (lambda rate: None, {}),
     'noise told, correction="auto"': (lambda rate: rate, {}),
-    'noise told, correction="none"': (lambda rate: rate, {"correction": "none"}),
+    'noise told, "asymptotic"': (lambda rate: rate, {"correction": "asymptotic"}),
     "twice the noise told": (lambda rate: min(2 * rate, 0.8), {"correction": "none"}),
 }
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
