@@ -328,6 +328,22 @@ def test_crossing_of_right_labels_is_one_row():
 
 
 @pytest.mark.parametrize("columns", [[0, 1, 2, 3], [1], [0, 2]], ids=str)
+@pytest.mark.parametrize("ties", [False, True])
+def test_two_sorts_give_the_estimate_of_uniform_noise(columns, ties):
+    rng = np.random.RandomState(0)
+    y, p = draw(rng, 300)
+    columns, noise = np.array(columns), Noise(NOISES["uniform"])
+    scores = LAC()(np.round(p, 2) if ties else p)[:, columns]
+    cell = Evidence(scores, corrupt(rng, y, noise.transition), columns, noise)
+    (at, share), (every, total) = cell.distribution, steps(scores, cell.weight)
+    assert_allclose(share, total[np.searchsorted(every, at)], atol=1e-12)
+    alpha, grid = np.linspace(0.01, 0.99, 99), np.linspace(0, 1, 301)
+    fast, slow = Levels.running(at, share, 0.01), Levels.running(every, total, 0.01)
+    assert_array_equal(fast.threshold(alpha), slow.threshold(alpha))
+    assert_allclose(fast.p_values(grid), slow.p_values(grid), atol=1e-12)
+
+
+@pytest.mark.parametrize("columns", [[0, 1, 2, 3], [1], [0, 2]], ids=str)
 def test_crossing_adds_what_arrives_to_what_remains(columns):
     """Score by score, in order; ties aside, which share what remains."""
     rng = np.random.RandomState(0)

@@ -124,12 +124,13 @@ def crossing_bias(evidence: Evidence) -> float:
     :math:`A B + (A^2 + \sum_j w_j^2) / 2` with A the weight in the part and B the weight above it.
     """
     at, share = evidence.distribution
-    place = np.searchsorted(np.maximum.accumulate(share), np.arange(1, PARTS) / PARTS)
-    edges = at[place.clip(max=len(at) - 1)]
+    reached = np.searchsorted(np.maximum.accumulate(share), np.arange(1, PARTS) / PARTS)
+    edges = at[reached.clip(max=len(at) - 1)]
     scores, weight = _some_rows(evidence)
-    within = _on_grid(scores, weight, edges)
+    place = np.searchsorted(edges, scores)
+    within = _in_parts(place, weight, PARTS)
     above = weight.sum(axis=1, keepdims=True) - within.cumsum(axis=1)
-    squares = np.bincount(np.searchsorted(edges, scores).ravel(), weight.ravel() ** 2, PARTS)
+    squares = np.bincount(place.ravel(), weight.ravel() ** 2, minlength=PARTS)
     remaining = (within * (above + within / 2)).sum(axis=0) + squares / 2
     gained = within.sum(axis=0)
     some = squares > 0
@@ -145,7 +146,8 @@ def limiting_process(evidence: Evidence) -> Floats:
     """
     grid = np.quantile(evidence.own_scores, np.linspace(0, 1, GRID), method="inverted_cdf")
     scores, weight = _some_rows(evidence)
-    moves = _on_grid(scores, weight, grid)[:, :GRID].cumsum(axis=1)
+    place = np.searchsorted(grid, scores)
+    moves = _in_parts(place, weight, GRID + 1)[:, :GRID].cumsum(axis=1)
     mean = moves.mean(axis=0)
     moves -= mean if evidence.kind == "marginal" else weight.sum(axis=1)[:, None] * mean
     covariance: Floats = moves.T @ moves / len(scores)
@@ -155,16 +157,15 @@ def limiting_process(evidence: Evidence) -> Floats:
 def _some_rows(evidence: Evidence) -> tuple[Floats, Floats]:
     """Return the scores and the weights of at most ``MOST_ROWS`` rows; the mean weight is 1."""
     rows = np.linspace(0, evidence.n - 1, min(evidence.n, MOST_ROWS)).astype(int)
-    return evidence.scores[rows], evidence.weight[rows] * evidence.n
+    return evidence.scores[rows], evidence.label_weight[evidence.codes[rows]] * evidence.n
 
 
-def _on_grid(scores: Floats, weight: Floats, grid: Floats) -> Floats:
-    """Return the weight of each row between points, and above all, ``(row, 1 + point)``."""
-    n_parts = len(grid) + 1
-    place = np.searchsorted(grid, scores, side="left")
-    cell = np.arange(len(scores))[:, None] * n_parts + place
-    within = np.bincount(cell.ravel(), weight.ravel(), minlength=len(scores) * n_parts)
-    return within.astype(np.float64, copy=False).reshape(-1, n_parts)
+def _in_parts(place: NDArray[np.intp], weight: Floats, n_parts: int) -> Floats:
+    """Return the weight of each row in each part, ``(row, part)``, from the parts of its scores."""
+    n = len(place)
+    cell = np.arange(n)[:, None] * n_parts + place
+    within = np.bincount(cell.ravel(), weight.ravel(), minlength=n * n_parts)
+    return within.astype(np.float64, copy=False).reshape(n, n_parts)
 
 
 def expected_maximum(covariance: Floats, n_draws: int, rng: np.random.Generator) -> float:

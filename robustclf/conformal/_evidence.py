@@ -138,15 +138,32 @@ class Evidence:
         is unbiased for noise that depends on the true class alone. For some classes the sum is
         over these, divided by the estimated share of the rows that are of them.
         """
+        weight: Floats = self.label_weight[self.codes]
+        return weight
+
+    @cached_property
+    def label_weight(self) -> Floats:
+        """Weight of the scores of a row with each label, ``(label, class of the cell)``."""
         assert self.noise.inverse is not None
-        by_label = self.noise.inverse[:, self.columns] / (self.n * self.mass)
-        weight: Floats = by_label[self.codes]
+        weight: Floats = self.noise.inverse[:, self.columns] / (self.n * self.mass)
         return weight
 
     @cached_property
     def distribution(self) -> tuple[Floats, Floats]:
-        """Return the different scores, increasing, and the estimate of the share up to each."""
-        return steps(self.scores, self.weight)
+        """Return increasing scores, and the estimate of the share up to each.
+
+        Of uniform noise they are those of given labels, the only ones of positive weight: two plain
+        sorts are several times faster than one that carries the weights along.
+        """
+        if self.noise.uniform is None:
+            return steps(self.scores, self.weight)
+        assert self.noise.inverse is not None
+        right, wrong = self.noise.inverse[0, :2]
+        own, every = np.sort(self.own_scores), np.sort(self.scores, axis=None)
+        n_own = np.searchsorted(own, own, side="right")
+        n_all = np.searchsorted(every, own, side="right")
+        share: Floats = ((right - wrong) * n_own + wrong * n_all) / (self.n * self.mass)
+        return own, share
 
     @cached_property
     def own(self) -> NDArray[np.bool_]:
