@@ -49,6 +49,12 @@ class KernelLeastSquares(ClassifierMixin, BaseEstimator):
         :math:`\lambda`; None for that of the least error.
     random_state : int, RandomState or None
 
+    References
+    ----------
+    Williams, Seeger. Using the Nyström method to speed up kernel machines. NeurIPS 2000. Least
+    squares and wrong labels: Manwani, Sastry. Noise tolerance under risk minimization. IEEE
+    Transactions on Cybernetics 2013. arXiv:1109.5231.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris
@@ -89,7 +95,7 @@ class KernelLeastSquares(ClassifierMixin, BaseEstimator):
         """Return the probability of each class, ``(row, class)``."""
         batches = gen_batches(X.shape[0], CHUNK)
         values = [self.model_.predict(X[rows].astype(np.float64)) for rows in batches]
-        proba: Floats = np.concatenate(values).clip(LEAST)
+        proba: Floats = np.concatenate(values).reshape(-1, len(self.classes_)).clip(LEAST)
         proba /= proba.sum(axis=1, keepdims=True)
         return proba
 

@@ -296,6 +296,14 @@ def test_kernel_least_squares_with_the_penalty_they_chose():
     assert abs(other.fit(x, codes).predict_proba(x) - given.predict_proba(x)).max() > 0.01
 
 
+@pytest.mark.parametrize("penalty", [None, 1.0])
+def test_kernel_least_squares_of_one_class(penalty):
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    fitted = KernelLeastSquares(penalty=penalty, random_state=0).fit(x, np.full(20, 3))
+    assert_array_equal(fitted.predict_proba(x), np.ones((20, 1)))
+    assert_array_equal(fitted.predict(x), np.full(20, 3))
+
+
 def test_kernel_least_squares_of_many_rows_take_some(monkeypatch):
     monkeypatch.setattr(_mixture, "MOST_ROWS", 100)
     X, y = load_iris(return_X_y=True)
