@@ -283,10 +283,12 @@ def timed_programs(proba: Features, y: Labels, test: Features) -> dict[str, Call
         predictor.calculate_threshold(tensors[0], tensors[1], 0.1)
         predictor.predict_with_logits(tensors[2])
 
+    next_class = 0.8 * np.eye(proba.shape[1]) + 0.2 * np.roll(np.eye(proba.shape[1]), 1, axis=1)
     randomized = {"conformity_score_params": {"include_last_label": "randomized"}}
     return {
         "robustclf, LAC": lambda: ours("lac", None),
         "robustclf, LAC, noise=0.2": lambda: ours("lac", 0.2),
+        "robustclf, LAC, noise=matrix": lambda: ours("lac", next_class),
         "MAPIE, LAC": lambda: theirs("lac"),
         "crepes, hinge (its LAC)": lambda: crepes_sets(smoothing=True),
         "crepes, hinge, smoothing=False": lambda: crepes_sets(smoothing=False),
