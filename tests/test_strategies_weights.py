@@ -251,7 +251,6 @@ def test_ogc_gradient_is_that_of_the_clipped_loss(loss, eps):
     (expected,) = torch.autograd.grad(Clipped(built, theta).build(K)(z, label).sum(), z)
     assert_close(got, expected)
     # the weights are those of a p_y at most half a step of the table away
-
     assert (weight <= exact(log_p + STEP / 2 + 1e-9)).all()
     assert (weight >= exact(log_p - STEP / 2 - 1e-9)).all()
 

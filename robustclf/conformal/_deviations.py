@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 PARTS = 10  # of the estimated share of scores, in which first crossings are looked at
 GRID = 200  # points of the limiting process
-MOST_ROWS = 4_000  # that a covariance is estimated from
+MOST_ROWS = 4_000  # of the labels in question, that moments are estimated from
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of the diagonal, tried as multiples of the identity
 NOTHING = 1e-12  # that is left of a uniform matrix
 
@@ -155,8 +155,9 @@ def limiting_process(evidence: Evidence) -> Floats:
 
 
 def _some_rows(evidence: Evidence) -> tuple[Floats, Floats]:
-    """Return the scores and the weights of at most ``MOST_ROWS`` rows; the mean weight is 1."""
-    rows = np.linspace(0, evidence.n - 1, min(evidence.n, MOST_ROWS)).astype(int)
+    """Return the scores of some rows, about ``MOST_ROWS`` of their own labels, and the weights."""
+    n, most = evidence.n, MOST_ROWS * evidence.n // evidence.n_own
+    rows = np.linspace(0, n - 1, min(n, most)).astype(int)
     return evidence.scores[rows], evidence.label_weight[evidence.codes[rows]] * evidence.n
 
 
