@@ -52,7 +52,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "dropout": {"samples": 30_000, "dropout": 0.5},
     "sparse": {"samples": 30_000, "lr": 0.002, "strategy": GroupLasso()},
     "periodic": {"samples": 30_000, "numeric_embedding": "periodic"},
-    "resnet": {"samples": 30_000, "module": "resnet", "dropout": 0.3, "lr": 0.003, "warm_up": 0.1},
+    "resnet": {"samples": 30_000, "module": "resnet", "hidden": (96,)}
+    | {"dropout": 0.3, "lr": 0.003, "warm_up": 0.1},
     "long": {"samples": 60_000},
     "agce": {"samples": 30_000, "loss": "agce", "warm_up": 0.1},
 }
