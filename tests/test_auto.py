@@ -18,6 +18,7 @@ from robustclf import RobustClassifier, _auto, _mixture
 from robustclf._mixture import KernelLeastSquares, Network, Shallow
 from robustclf._net import DivergenceError
 from robustclf.model_selection import RobustSearchCV
+from robustclf.modules import ResNet
 from robustclf.noise import inject_noise
 from robustclf.strategies import GroupLasso, LabelSmoothing
 
@@ -191,6 +192,16 @@ def test_candidates_differ_where_nothing_is_set(iris):
     assert params["dropout"]["dropout"] == 0.5
     assert isinstance(params["sparse"]["strategy"], GroupLasso)
     assert params["smooth_kernel"]["scale"] < params["kernel"]["scale"]
+
+
+@pytest.mark.usefixtures("_keeps_all")
+@pytest.mark.parametrize(("many", "units"), [(1_000, 96), (100, 192)])
+def test_the_residual_network_is_wider_for_many_rows(many, units, iris, monkeypatch):
+    monkeypatch.setattr(_auto, "MANY", many)
+    clf = RobustClassifier(loss="auto", max_epochs=1, random_state=0).fit(*iris)
+    bodies = [m.net.module_.body for m in clf.mixture_.models if isinstance(m, Network)]
+    widths = {b.stem.weight.shape[2] for b in bodies if isinstance(b, ResNet)}
+    assert widths == {units}
 
 
 def test_wide_tables_have_no_embedding_of_every_number():
