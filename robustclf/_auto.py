@@ -43,13 +43,12 @@ from robustclf.strategies import GroupLasso
 
 FOLDS = 5
 ROUNDS = 2  # of estimating T and undoing it
-MANY = 5_000  # rows, beyond which a wider residual network pays
-LEAST_EPOCHS = 20  # whatever `samples` says
 NEGLIGIBLE = 0.01  # weight of a model that is not kept
 MOST_NUMBERS = 100  # columns, beyond which an embedding of each is too dear
 ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "lr": 0.005}
 
-# parameters of the classifier; `samples` stands for max_epochs, `wide` for hidden if rows are MANY
+# parameters of the classifier; `samples` stands for max_epochs, `wide` for hidden where no number
+# is embedded
 NETWORKS: dict[str, dict[str, Any]] = {
     "dropout": {"samples": 30_000, "dropout": 0.5},
     "sparse": {"samples": 30_000, "lr": 0.002, "strategy": GroupLasso()},
@@ -328,9 +327,9 @@ class Auto:
         clf, chosen = self.clf, ALIKE | {"loss": "gce"} | settings
         samples, strategy = chosen.pop("samples"), chosen.pop("strategy", None)
         n = max(np.asarray(self.data["y"]).size, 1)  # what is wrong with y is for the fit to say
-        chosen["max_epochs"] = auto_epochs(n, samples=samples, least=LEAST_EPOCHS)
+        chosen["max_epochs"] = auto_epochs(n, samples=samples, least=20)
         wide = chosen.pop("wide", None)
-        if wide is not None and n > MANY:
+        if wide is not None and self._n_numbers() > MOST_NUMBERS:
             chosen["hidden"] = wide
         params = {k: v for k, v in chosen.items() if k not in self.own or k == "loss"}
         if strategy is not None:

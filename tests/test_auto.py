@@ -195,19 +195,14 @@ def test_candidates_differ_where_nothing_is_set(iris):
 
 
 @pytest.mark.usefixtures("_keeps_all")
-@pytest.mark.parametrize(("many", "units"), [(1_000, 96), (100, 192)])
-def test_the_residual_network_is_wider_for_many_rows(many, units, iris, monkeypatch):
-    monkeypatch.setattr(_auto, "MANY", many)
-    clf = RobustClassifier(loss="auto", max_epochs=1, random_state=0).fit(*iris)
+@pytest.mark.parametrize("wide", [False, True])
+def test_wide_tables_have_no_embedding_and_a_wider_residual_network(wide):
+    X, y = make_classification(80, _auto.MOST_NUMBERS + wide, random_state=0)
+    clf = RobustClassifier(loss="auto", max_epochs=1, random_state=0).fit(X, y)
+    assert ("periodic" in {c.name for c in clf.auto_report_.candidates}) != wide
     bodies = [m.net.module_.body for m in clf.mixture_.models if isinstance(m, Network)]
     widths = {b.stem.weight.shape[2] for b in bodies if isinstance(b, ResNet)}
-    assert widths == {units}
-
-
-def test_wide_tables_have_no_embedding_of_every_number():
-    X, y = make_classification(80, _auto.MOST_NUMBERS + 1, random_state=0)
-    names = {c.name for c in auto(budget="balanced").fit(X, y).auto_report_.candidates}
-    assert "periodic" not in names
+    assert widths == {192 if wide else 96}
 
 
 @pytest.mark.usefixtures("_keeps_all")
