@@ -90,7 +90,8 @@ class Candidate(NamedTuple):
     seconds : float
         Time of its training.
     params : dict
-        Parameters that make it.
+        Parameters of :class:`~robustclf.RobustClassifier`, or of the forest or kernel machine, that
+        make it.
     """
 
     name: str
@@ -295,18 +296,19 @@ class Auto:
             settings = dict(NETWORKS[name])
             if "numeric_embedding" in settings and self._n_numbers() > MOST_NUMBERS:
                 continue
-            yield from self._network(name, settings)
+            yield from self._network(name, self._params(settings))
 
     def _n_numbers(self) -> int:
         return 0 if self.x is None else int(self.x.shape[1])
 
-    def _network(self, name: str, settings: dict[str, Any]) -> Iterator[Tried]:
+    def _network(self, name: str, params: dict[str, Any]) -> Iterator[Tried]:
         """Train a network; yield it unless it diverged."""
         if self.interrupted:
             return
         started = time.perf_counter()
-        params = self._params(settings)
-        candidate = clone(self.clf).set_params(**params)
+        clf = self.clf
+        alike = {"random_state": self.seed, "verbose": max(0, int(clf.verbose) - 1)}
+        candidate = clone(clf).set_params(**params, **alike, cross_fit=clf.cross_fit or FOLDS)
         prepared = candidate._prepare(**self.data, encoded=self._encoded)
         if not self.first:
             self.first = {"classes_": prepared.classes, "encoder_": prepared.encoder}
@@ -320,10 +322,10 @@ class Auto:
         net, oof = learned["net_"], learned["oof_proba_"]
         self.interrupted = net.interrupted_
         seconds = time.perf_counter() - started
-        yield Tried(name, Network(net), oof, seconds, settings, learned)
+        yield Tried(name, Network(net), oof, seconds, params, learned)
 
     def _params(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return the parameters of a candidate: what the user chose is kept."""
+        """Return the parameters of a network: what the user chose is kept."""
         clf, chosen = self.clf, ALIKE | {"loss": "gce"} | settings
         samples, strategy = chosen.pop("samples"), chosen.pop("strategy", None)
         n = max(np.asarray(self.data["y"]).size, 1)  # what is wrong with y is for the fit to say
@@ -334,9 +336,7 @@ class Auto:
         params = {k: v for k, v in chosen.items() if k not in self.own or k == "loss"}
         if strategy is not None:
             params["strategy"] = [*make_strategies(clf), strategy]
-        verbose = max(0, int(clf.verbose) - 1)
-        folds = clf.cross_fit or FOLDS
-        return params | {"cross_fit": folds, "random_state": self.seed, "verbose": verbose}
+        return params
 
     def _encoded(self, encoder: Any, X: Any, weight: Any) -> tuple[Any, Any]:
         """Encode the rows once for all candidates."""

@@ -190,8 +190,9 @@ def test_candidates_differ_where_nothing_is_set(iris):
     candidates = report.fit(*iris).auto_report_.candidates
     params = {c.name: c.params for c in candidates}
     assert params["dropout"]["dropout"] == 0.5
-    assert isinstance(params["sparse"]["strategy"], GroupLasso)
+    assert isinstance(params["sparse"]["strategy"][-1], GroupLasso)
     assert params["smooth_kernel"]["scale"] < params["kernel"]["scale"]
+    RobustClassifier(**params["dropout"]).fit(*iris)
 
 
 @pytest.mark.usefixtures("_keeps_all")
