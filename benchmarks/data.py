@@ -31,7 +31,8 @@ MLBENCH = {  # file in uci_mlbench, OpenML id, number of trailing columns that a
     "shuttle": ("shuttle", 40685, 9),
 }
 TABLES = ["vehicle", "vowel", "digits", "dna", "breast_cancer", "satellite", "letter", "shuttle"]
-BINARY = ("breast_cancer",)  # of these
+HALVES = [f"{name}-binary" for name in TABLES if name != "breast_cancer"]
+BINARY = ("breast_cancer", *HALVES)  # with two classes
 JIRA = ("activemq", "camel", "derby", "groovy", "jruby", "lucene", "wicket")
 REAL = {"cifar10n": ("aggre", "random1", "worse"), "trec": ("real",)}  # the noises they come with
 REAL |= {f"jira-{project}": ("real",) for project in JIRA}
@@ -49,7 +50,7 @@ def load(name: str, noise: str, rate: float, seed: int, max_train: int = 10_000)
 
     Parameters
     ----------
-    name : {*TABLES, *REAL}
+    name : {*TABLES, *HALVES, *REAL}; with "-binary" the class is whether its number is odd
     noise : {"none", *NOISES}, or for the tables with real noise {"none", *REAL[name]}
     rate : share of training labels that are wrong; real noise brings its own
     seed : governs the split, the subsample and the noise, each the same whatever the noise
@@ -72,12 +73,15 @@ def load(name: str, noise: str, rate: float, seed: int, max_train: int = 10_000)
 
 def load_table(name: str) -> tuple[Features, Labels]:
     """Return the clean table ``X, y``."""
+    if name in HALVES:
+        X, y = load_table(name.removesuffix("-binary"))
+        return X, y % 2
     if name in SKLEARN:
         X, y = SKLEARN[name](return_X_y=True)
     elif name in MLBENCH:
         X, y = _load_mlbench(*MLBENCH[name])
     else:
-        raise ValueError(f"No table {name!r}; there are {', '.join([*TABLES, *REAL])}.")
+        raise ValueError(f"No table {name!r}; there are {', '.join([*TABLES, *HALVES, *REAL])}.")
     return X.astype(float), np.unique(y, return_inverse=True)[1]
 
 

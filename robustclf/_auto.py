@@ -2,25 +2,28 @@
 
 1. Networks that differ in what keeps them from memorising (dropout, few inputs, an embedding of
    numbers), forests with large leaves and kernel least squares are fitted to the labels as they
-   are. None is right for every table; together they cost what one search would.
+   are, and one forest to the rows that kernel least squares confirm. None is right for every
+   table; together they cost what one search would.
 2. Cross-fitting gives every row the probabilities of members that did not train on it. The share
    of given labels they predict ranks the models: it falls with the noise, but alike for all.
 3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
-   cannot tell apart share the prediction.
+   cannot tell apart share the prediction. The more labels are wrong, the less they can tell, and
+   the more often the filtered forest is the best: it counts four times.
 4. The transition matrix T is estimated from the weighted mean, by the confident joint.
-5. What is no network enters once more with T undone, :func:`robustclf.noise.clean_proba`, and
+5. Forests and kernels enter once more with T undone, :func:`robustclf.noise.clean_proba`, and
    steps 3 and 4 repeat with the better predictions.
 6. The best network is trained once more through T (forward correction), and step 3 is final.
 
-No label is changed and no row left out, so that steps 2 and 3 stay honest: the target of a row
-never depends on another row's label. Without noise T is near the identity and nothing is lost.
+No label is changed, and the filter is made anew within each fold, so that steps 2 and 3 stay
+honest: no model has seen the label of a row that judges it, not even through a target or a choice
+of other rows. Without noise T is near the identity and nothing is lost.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
@@ -33,11 +36,19 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.utils import check_random_state
 
 from robustclf._build import Prepared, auto_epochs, fit_encoder, make_strategies
-from robustclf._mixture import Floats, KernelLeastSquares, Mixture, Network, Shallow
+from robustclf._mixture import (
+    FilteredForest,
+    Floats,
+    KernelLeastSquares,
+    Mixture,
+    Network,
+    Shallow,
+    confident_transition,
+)
 from robustclf._net import DivergenceError
 from robustclf._progress import announce
 from robustclf.losses import ForwardCorrected
-from robustclf.noise import NoiseRate, estimate_transition, noise_rate
+from robustclf.noise import NoiseRate, noise_rate
 from robustclf.sources import as_source
 from robustclf.strategies import GroupLasso
 
@@ -65,7 +76,10 @@ SHALLOW: dict[str, Any] = {
     ),
     "kernel": KernelLeastSquares(1.0),
     "smooth_kernel": KernelLeastSquares(0.1),
+    "filtered": FilteredForest(),
 }
+UNDONE = ("forest", "extra_trees", "kernel", "smooth_kernel")  # enter again with the noise undone
+PRIOR = {"filtered": 4.0}  # weight of a model where labels cannot tell it from others; theirs is 1
 BUDGETS: dict[str, tuple[str, ...]] = {
     "fast": ("dropout", "sparse"),
     "balanced": ("dropout", "sparse", "periodic", "resnet"),
@@ -199,33 +213,25 @@ class Labels:
         """Return the weighted mean of what models say out of fold."""
         return _mixed(self.weights(models), models)
 
-    def weights(self, models: Iterable[Tried]) -> Floats:
+    def weights(self, models: Sequence[Tried]) -> Floats:
         """Return the weights of models: less, the surer it is that they predict fewer labels."""
         right = [self.right(model.oof) for model in models]
         means = [self.mean(r) for r in right]
         best = int(np.argmax(means))
         w = self.weight[self.rows]
         effective = w.sum() ** 2 / (w**2).sum()
-        raw = np.ones(len(right))
+        raw = np.array([PRIOR.get(model.name, 1.0) for model in models])
         for k, one in enumerate(right):
             gap = means[best] - means[k]
             spread = self.mean((right[best] - one - gap) ** 2) ** 0.5
             if gap > 0:
-                raw[k] = np.exp(-gap / (spread / effective**0.5))
+                raw[k] *= np.exp(-gap / (spread / effective**0.5))
         weights: Floats = raw / raw.sum()
         return weights
 
     def transition(self, oof: Floats) -> Floats:
-        """Return how labels were corrupted, as confident learning counts it: rows count alike."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a class of few rows has a usable row
-            estimate = estimate_transition(
-                self.codes[self.rows],
-                oof[self.rows],
-                classes=np.arange(self.n_classes),
-                n_bootstrap=0,
-            )
-        return estimate.transition
+        """Return how labels were corrupted."""
+        return confident_transition(self.codes[self.rows], oof[self.rows])
 
 
 class Auto:
@@ -276,7 +282,7 @@ class Auto:
         corrected: list[Tried] = []
         for _ in range(ROUNDS):
             transition = labels.transition(labels.mixed([*tried, *corrected]))
-            corrected = [self._corrected(t, transition) for t in tried if not t.learned]
+            corrected = [self._corrected(t, transition) for t in tried if t.name in UNDONE]
         tried += corrected
         transition = labels.transition(labels.mixed(tried))
         ranked = sorted((t for t in tried if t.learned), key=lambda t: -labels.accuracy(t.oof))

@@ -10,12 +10,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris, make_classification
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from skorch.callbacks import Callback
 
 from robustclf import RobustClassifier, _auto, _mixture
-from robustclf._mixture import KernelLeastSquares, Network, Shallow
+from robustclf._mixture import FilteredForest, KernelLeastSquares, Network, Shallow
 from robustclf._net import DivergenceError
 from robustclf.model_selection import RobustSearchCV
 from robustclf.modules import ResNet
@@ -97,6 +98,16 @@ def test_models_that_predict_fewer_labels_weigh_less():
     assert_allclose(weights[1] / weights[0], np.exp(-0.1 / np.sqrt(0.09 / 400)))
 
 
+def test_labels_that_cannot_tell_models_apart_leave_the_weight_that_was_given():
+    codes = np.repeat([0, 1], 200)
+    alike = np.eye(2)[codes]
+    labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
+    tried = [_auto.Tried(name, None, alike, 0.0, {}) for name in ("dropout", "filtered")]
+    assert_allclose(labels.weights(tried), [0.2, 0.8])
+    tried[1].oof = np.where(np.arange(400)[:, None] % 4, alike, alike[:, ::-1])
+    assert labels.weights(tried)[1] < 1e-3
+
+
 def test_weights_count_rows_by_their_weight():
     codes = np.array([0, 1])
     only_first = _auto.Tried("0", None, np.array([[0.9, 0.1], [0.9, 0.1]]), 0.0, {})
@@ -122,7 +133,8 @@ def test_report_names_what_was_tried(fitted):
     report = fitted.auto_report_
     names = [candidate.name for candidate in report.candidates]
     networks = _auto.BUDGETS["balanced"]
-    assert {*networks, *_auto.SHALLOW, *(f"{f} corrected" for f in _auto.SHALLOW)} <= {*names}
+    assert {*networks, *_auto.SHALLOW, *(f"{f} corrected" for f in _auto.UNDONE)} <= {*names}
+    assert set(_auto.SHALLOW) - set(_auto.UNDONE) == {"filtered"}
     assert sum(name.removesuffix(" corrected") in networks for name in names) == len(networks) + 1
     weights = [candidate.weight for candidate in report.candidates]
     assert weights == sorted(weights, reverse=True)
@@ -317,6 +329,61 @@ def test_kernel_least_squares_of_many_rows_take_some(monkeypatch):
     fitted = KernelLeastSquares(random_state=0).fit(X, y)
     assert fitted.model_[0]["nystroem"].components_.shape == (100, 4)
     assert fitted.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("penalty", [None, 0.5])
+def test_kernel_least_squares_without_a_row(penalty):
+    rng = np.random.default_rng(0)
+    x, codes, w = rng.normal(size=(60, 2)), rng.integers(0, 3, 60), rng.uniform(0.5, 2, 60)
+    fitted = KernelLeastSquares(penalty=penalty, random_state=0).fit(x, codes, w)
+    proba = fitted.left_out_proba(x, codes, w)
+    phi, onehot = fitted.model_[0].transform(x), np.eye(3)[codes]
+    for i in range(0, 60, 7):
+        others = np.arange(60) != i
+        ridge = Ridge(fitted.tuned_["penalty"])
+        ridge.fit(phi[others], onehot[others], sample_weight=w[others])
+        without = ridge.predict(phi[i : i + 1]).clip(_mixture.LEAST)
+        assert_allclose(proba[i], (without / without.sum())[0], atol=1e-8)
+    assert abs(proba - fitted.predict_proba(x)).max() > 0.05
+
+
+def test_kernel_least_squares_know_the_rows_that_they_were_not_fitted_to(monkeypatch):
+    monkeypatch.setattr(_mixture, "MOST_ROWS", 100)
+    monkeypatch.setattr(_mixture, "CHUNK", 40)
+    X, y = load_iris(return_X_y=True)
+    fitted = KernelLeastSquares(random_state=0).fit(X, y)
+    proba = fitted.left_out_proba(X, y, np.ones(150))
+    others = ~fitted.fitted_
+    assert others.sum() == 50
+    assert_allclose(proba[others], fitted.predict_proba(X)[others])
+    assert (abs(proba - fitted.predict_proba(X))[~others].max(axis=1) > 0).all()
+
+
+def test_a_filtered_forest_learns_from_the_rows_that_others_confirm():
+    X, y = load_digits(return_X_y=True)
+    X, X_test, y, y_test = train_test_split(X, y, test_size=0.5, random_state=0)
+    noisy = inject_noise(y, "symmetric", 0.4, random_state=0)
+    fitted = FilteredForest(random_state=0).fit(X, noisy)
+    wrong = noisy != y
+    assert fitted.kept_[~wrong].mean() > 0.9
+    assert fitted.kept_[wrong].mean() < 0.02
+    alone = clone(fitted.trees_).fit(X, noisy)
+    assert fitted.score(X_test, y_test) > alone.score(X_test, y_test)
+    assert_allclose(fitted.predict_proba(X).sum(axis=1), 1)
+
+
+def test_a_filtered_forest_of_one_class():
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    fitted = FilteredForest(random_state=0).fit(x, np.full(20, 3))
+    assert fitted.kept_.all()
+    assert_array_equal(fitted.predict(x), np.full(20, 3))
+
+
+def test_a_filter_that_leaves_one_class_is_not_used():
+    x, codes = np.zeros((40, 2)), np.repeat([0, 1], [30, 10])
+    fitted = FilteredForest(random_state=0).fit(x, codes)
+    assert fitted.kept_.all()
+    assert_array_equal(fitted.predict(x), np.zeros(40))
 
 
 # Among other tools ------------------------------------------------------------------------------

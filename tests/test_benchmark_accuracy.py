@@ -60,6 +60,15 @@ def test_labels_are_those_of_the_stored_results(cell):
     assert hashlib.sha256(y.tobytes()).hexdigest()[:16] == LABELS[cell]
 
 
+def test_halves_of_the_classes():
+    X, y = data.load_table("digits-binary")
+    whole, digit = data.load_table("digits")
+    np.testing.assert_array_equal(X, whole)
+    np.testing.assert_array_equal(y, digit % 2)
+    assert "symmetric-.6" not in accuracy.noises_of("digits-binary")
+    assert "symmetric-.6" in accuracy.noises_of("digits")
+
+
 def test_class_dependent_noise_has_a_rate_for_each_class():
     y = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [300, 200, 200, 200, 100]))
     noisy = data.class_dependent(None, y, 0.3, np.random.default_rng(1))
