@@ -64,7 +64,9 @@ def run_robustclf(audit: Audit, seed: int, device: str) -> dict[str, Run]:
 
     X, given, true = audit
     codes, start = np.arange(given.max() + 1), time.perf_counter()
-    clf = RobustClassifier(cross_fit=5, track_dynamics=True, random_state=seed, device=device)
+    clf = RobustClassifier(
+        loss="gce", cross_fit=5, track_dynamics=True, random_state=seed, device=device
+    )
     proba = clf.fit(X, given).oof_proba_
     known = {"classes": codes, "X": X, "dynamics": clf.dynamics_}
     issues = find_label_issues(given, proba, **known)
@@ -271,7 +273,7 @@ def cost(args: argparse.Namespace) -> None:
     for dataset in LARGE:
         X, given, true = load_audit(dataset, "symmetric", 0.2, seed=0, max_rows=20_000)
         start = time.process_time()
-        clf = RobustClassifier(track_dynamics=True, random_state=0, device=args.device)
+        clf = RobustClassifier(loss="gce", track_dynamics=True, random_state=0, device=args.device)
         clf.set_params(**training_of(len(given))).fit(X, given)
         noise_rate(given, clf.oof_proba_)
         estimate_transition(given, clf.oof_proba_)

@@ -78,6 +78,7 @@ def step(setting: Setting, compiled: bool = False, **params: Any) -> Callable[[]
     """Return one step of a fit on one batch."""
     job = setting.job
     clf = RobustClassifier(
+        loss="gce",
         hidden=(job.width, job.width),
         batch_size=job.batch_size,
         n_members=setting.n_members,

@@ -14,12 +14,12 @@ X, y = load_wine(return_X_y=True, as_frame=True)
 y = y.map({0: "barolo", 1: "grignolino", 2: "barbera"})
 y_noisy = y.mask(y.index % 5 == 3, "barolo")  # a wrong label here and there
 
-clf = RobustClassifier(cross_fit=5, random_state=0).fit(X, y_noisy)
+clf = RobustClassifier(random_state=0).fit(X, y_noisy)
 print(f"{np.mean(y_noisy != y):.0%} of the training labels are wrong,")
 print(f"{np.mean(clf.predict(X) != y):.0%} of the predictions for these rows.")
 
 # %%
-# The most suspicious rows, and what the networks that did not train on them say instead:
+# The most suspicious rows, and what models that did not train on them say instead:
 
 table = X[["alcohol", "color_intensity"]].assign(
     given=y_noisy,

@@ -49,7 +49,7 @@ print(f"{wrong.sum()} of {len(y)} labels are wrong")
 # none were, is the price of a classifier that has learned from the noise: it takes some ones for
 # sevens.
 
-clf = RobustClassifier(cross_fit=5, max_epochs=40, random_state=0).fit(X, noisy)
+clf = RobustClassifier(loss="gce", cross_fit=5, max_epochs=40, random_state=0).fit(X, noisy)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
 TransitionDisplay(transition).plot(left, colorbar=False)
@@ -86,7 +86,7 @@ for loss, ax in zip(["ce", "gce"], axes, strict=True):
 # they are. All models meet the same wrong labels.
 
 models = {
-    "RobustClassifier": RobustClassifier(max_epochs=20, random_state=0),
+    "RobustClassifier": RobustClassifier(loss="gce", max_epochs=20, random_state=0),
     "logistic regression": make_pipeline(StandardScaler(), LogisticRegression()),
     "random forest": RandomForestClassifier(random_state=0),
 }

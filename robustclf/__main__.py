@@ -210,7 +210,7 @@ def _add_fit(commands: Any) -> None:
     fit = _command(commands, "fit", _fit, "fit a classifier that withstands wrong labels")
     _add_table(fit)
     fit.add_argument("--model", type=Path, required=True, metavar="JOBLIB", help="file to write")
-    fit.add_argument("--loss", type=_known("loss", list_losses), help="such as gce, the default")
+    fit.add_argument("--loss", type=_known("loss", _losses), help="such as gce (default: auto)")
     fit.add_argument("--strategy", type=_known("strategy", list_strategies), help="such as elr")
     fit.add_argument("--recipe", type=_known("recipe", list_recipes), help="such as co-teaching")
     _add_fitting(fit)
@@ -275,6 +275,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoding", default="utf-8", help="of a CSV file (default: utf-8)")
     parser.add_argument("--force", action="store_true", help="replace outputs that exist")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
+
+
+def _losses() -> list[str]:
+    return ["auto", *list_losses()]
 
 
 def _known(kind: str, options: Callable[[], list[str]]) -> Callable[[str], str]:

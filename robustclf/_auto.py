@@ -26,16 +26,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
-from sklearn.utils import check_random_state
 
-from robustclf._build import Prepared, auto_epochs, fit_encoder, make_strategies
+from robustclf._build import SINGLE, Prepared, auto_epochs, fit_encoder, load_rows, make_strategies
+from robustclf._device import find_device
+from robustclf._distributed import common_random_state
 from robustclf._mixture import (
     FilteredForest,
     Floats,
@@ -49,7 +49,6 @@ from robustclf._net import DivergenceError
 from robustclf._progress import announce
 from robustclf.losses import ForwardCorrected
 from robustclf.noise import NoiseRate, noise_rate
-from robustclf.sources import as_source
 from robustclf.strategies import GroupLasso
 
 FOLDS = 5
@@ -245,23 +244,12 @@ class Auto:
     """
 
     def __init__(self, clf: Any, data: dict[str, Any]) -> None:
-        for key in clf._part_params("loss"):
-            raise ValueError(
-                f"loss='auto' chooses the losses itself and has no parameter {key!r}: leave "
-                f"loss__{key} out, or set a loss such as 'gce'."
-            )
-        source = as_source(data["X"])
-        if source is not None and not source.fits:
-            raise ValueError(
-                "loss='auto' needs all rows in memory: use a loss such as 'gce', or a sample."
-            )
-        if source is not None:
-            labels = source.labels() if data["y"] is None else data["y"]
-            data = data | {"X": source.load(), "y": labels}
+        data["X"], data["y"] = load_rows(data["X"], data["y"])
         self.clf = clf
         self.data = data
-        self.seed = int(check_random_state(clf.random_state).randint(2**31 - 1))
-        self.own = {k for k in DECIDED if _differs(clf, k)}
+        rng = common_random_state(clf.random_state, find_device(clf.device))
+        self.seed = int(rng.randint(2**31 - 1))
+        self.own = {k for k in DECIDED if not clf._at_default(k)}
         self.encoder: Any = None
         self.x: Any = None
         self.labels: Labels
@@ -314,7 +302,7 @@ class Auto:
         started = time.perf_counter()
         clf = self.clf
         alike = {"random_state": self.seed, "verbose": max(0, int(clf.verbose) - 1)}
-        candidate = clone(clf).set_params(**params, **alike, cross_fit=clf.cross_fit or FOLDS)
+        candidate = clf._copy().set_params(**params, **alike, cross_fit=clf.cross_fit or FOLDS)
         prepared = candidate._prepare(**self.data, encoded=self._encoded)
         if not self.first:
             self.first = {"classes_": prepared.classes, "encoder_": prepared.encoder}
@@ -332,7 +320,7 @@ class Auto:
 
     def _params(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return the parameters of a network: what the user chose is kept."""
-        clf, chosen = self.clf, ALIKE | {"loss": "gce"} | settings
+        clf, chosen = self.clf, ALIKE | {"loss": SINGLE} | settings
         samples, strategy = chosen.pop("samples"), chosen.pop("strategy", None)
         n = max(np.asarray(self.data["y"]).size, 1)  # what is wrong with y is for the fit to say
         chosen["max_epochs"] = auto_epochs(n, samples=samples, least=20)
@@ -387,6 +375,7 @@ class Auto:
         models = [tried[k].model for k in kept]
         learned = {k: v for k, v in best.learned.items() if k in ("net_", "dynamics_")}
         learned |= self.first
+        learned["net_"].interrupted_ = self.interrupted
         learned["mixture_"] = Mixture([float(weights[k]) for k in kept], models)
         learned["auto_report_"] = report
         learned["oof_proba_"] = oof
@@ -397,10 +386,3 @@ class Auto:
 def _mixed(weights: Floats, tried: Sequence[Tried]) -> Floats:
     mixed: Floats = np.sum([w * t.oof for w, t in zip(weights, tried, strict=True)], axis=0)
     return mixed
-
-
-def _differs(clf: Any, name: str) -> bool:
-    """Tell whether a parameter is not at its default."""
-    default = signature(type(clf)).parameters[name].default
-    value = getattr(clf, name)
-    return value is not default and not (type(value) is type(default) and value == default)

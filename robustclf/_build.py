@@ -37,6 +37,7 @@ BIN_ROWS = 10_000  # rows that the bins of a piecewise-linear embedding are quan
 SAMPLES_SEEN = 60_000  # by max_epochs="auto", between 40 and 150 epochs
 SAMPLES_STREAMED = 20_000_000  # at most by max_epochs="auto" of a stream, in at least one epoch
 DROPOUT = 0.3
+SINGLE = "gce"  # what loss="auto" is where no portfolio can be weighed
 FOLDS = 5  # of a strategy that needs some, unless cross_fit says how many
 
 
@@ -100,7 +101,7 @@ class Method:
     def of(cls, clf: Any, classes: NDArray[Any]) -> Method:
         """Build what ``clf`` names, before anything is computed."""
         check_classes(classes)
-        loss = make_loss(clf.loss, **clf._part_params("loss"))
+        loss = make_loss(SINGLE if clf._is_auto() else clf.loss, **clf._part_params("loss"))
         loss.check(len(classes))
         strategies = make_strategies(clf)
         for strategy in strategies:
@@ -180,6 +181,12 @@ def open_rows(clf: Any, X: Any, y: Any) -> tuple[Any, Any]:
     if isinstance(source, DatasetSource) and source.n_rows is None:
         source.n_rows = len(y)
     return (source.load() if source.fits else source), y
+
+
+def in_memory(X: Any) -> bool:
+    """Tell whether a fit has all rows of X in memory."""
+    source = as_source(X)
+    return source is None or source.fits
 
 
 def load_rows(X: Any, y: Any) -> tuple[Any, Any]:

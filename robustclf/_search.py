@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from robustclf.classifier import RobustClassifier
 
 SHARE_OF_MEMORY = 0.5
 MEMORY = 4 * 2**30  # bytes taken for free where the system does not say
+AUTO = "loss='auto'"  # why a fit stands alone: it is many fits itself
 FACTOR = 3  # one of so many candidates goes on after a rung of halving
 
 Pair = tuple[int, int]  # candidate and split
@@ -100,6 +102,13 @@ class Search:
     def run(self, pairs: Iterable[Pair]) -> tuple[dict[Pair, Result], list[str]]:
         """Return the results of pairs, and how they were trained."""
         trials = [self._trial(pair) for pair in pairs]
+        if n := sum(trial.reason == AUTO for trial in trials):
+            warnings.warn(
+                f"{n} fits with {AUTO} are trained one by one, a portfolio each: with a loss "
+                "such as 'gce' candidates are trained side by side.",
+                UserWarning,
+                stacklevel=2,
+            )
         groups = []
         for stacked in self._stacks(trials):
             started = time.time()
@@ -195,7 +204,7 @@ class Search:
                 trial.reason = f"estimator {type(trial.classifier).__name__}"
                 return trial
             if trial.classifier._is_auto():
-                trial.reason = "loss='auto'"
+                trial.reason = AUTO
                 return trial
             if params is None:
                 trial.reason = "parameters of fit for another step"

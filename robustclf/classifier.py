@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self, SupportsIndex
@@ -12,7 +13,7 @@ from typing import Any, Self, SupportsIndex
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
@@ -29,6 +30,7 @@ from robustclf._build import (
     encoded_chunks,
     fit_encoder,
     held_share,
+    in_memory,
     load_rows,
     make_encoder,
     make_net,
@@ -53,6 +55,15 @@ from robustclf.recipes import RECIPES
 from robustclf.strategies import Strategy
 
 
+def _takes_chunks(clf: Any) -> bool:
+    if hasattr(clf, "mixture_"):
+        raise AttributeError(
+            "partial_fit cannot go on with the mixture of models that loss='auto' fitted: start "
+            "with partial_fit, or set a loss such as 'gce' before fit."
+        )
+    return True
+
+
 def _reads_vacuity(clf: Any) -> bool:
     net = getattr(clf, "net_", None)
     loss = net.criterion_.loss if net else clf.loss
@@ -61,16 +72,12 @@ def _reads_vacuity(clf: Any) -> bool:
     return True
 
 
-def _takes_chunks(clf: Any) -> bool:
-    if clf._is_auto():
-        raise AttributeError("partial_fit needs a loss such as 'gce': 'auto' needs all rows.")
-    return True
-
-
 class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
-    r"""Classifier for tables with wrong labels: a stack of networks with a robust loss.
+    r"""Classifier for tables with wrong labels: a portfolio, or networks with one robust loss.
 
-    Training minimises, with f the network, t the targets, w the weights and R a penalty,
+    By default models of several kinds are weighed by the labels they did not learn from. Any loss
+    but ``"auto"`` is that of a single stack of networks. Training minimises, with f the network,
+    t the targets, w the weights and R a penalty,
 
     .. math:: \frac{1}{n} \sum_i w_i \, \ell(f(x_i), t_i) + R .
 
@@ -80,13 +87,15 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    loss : str or Loss, default="gce"
-        One of :func:`list_losses`, or an instance such as ``2 * make_loss("nce") +
-        make_loss("mae")``. ``"auto"`` fits a portfolio of networks, forests and kernel machines
-        and weighs them by the labels that they did not learn from, see the guide; what they share
-        (``strategy``, ``class_weight``, ...) is kept, and so is ``hidden``, ``lr``, ``dropout``,
+    loss : str or Loss, default="auto"
+        ``"auto"`` fits a portfolio of networks, forests and kernel machines and weighs them by the
+        labels that they did not learn from, see the guide; what they share (``strategy``,
+        ``class_weight``, ...) is kept, and so is ``hidden``, ``lr``, ``dropout``,
         ``weight_decay``, ``module``, ``numeric_embedding``, ``warm_up`` or ``max_epochs`` where
-        it is not at its default.
+        it is not at its default. In ``partial_fit`` and for data larger than memory, where no
+        portfolio can be weighed, ``"auto"`` is ``"gce"``. Any other loss fits a single stack of
+        networks, several times as fast: one of :func:`list_losses`, or an instance such as
+        ``2 * make_loss("nce") + make_loss("mae")``.
     budget : {"fast", "balanced", "best"}, default="balanced"
         How many models ``loss="auto"`` tries; no other loss reads it.
     strategy : str, Strategy, list of them or None, default=None
@@ -199,7 +208,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     >>> X, y = load_breast_cancer(return_X_y=True)
     >>> noisy = y.copy()
     >>> noisy[::5] = 1 - noisy[::5]  # 20 % wrong labels
-    >>> clf = RobustClassifier(cross_fit=5, random_state=0).fit(X, noisy)
+    >>> clf = RobustClassifier(random_state=0).fit(X, noisy)
     >>> bool(clf.score(X, y) > 0.9)
     True
     >>> worst = clf.label_quality_.argsort()[:50]
@@ -238,7 +247,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        loss: str | Loss = "gce",
+        loss: str | Loss = "auto",
         budget: str = "balanced",
         strategy: str | Strategy | Sequence[str | Strategy] | None = None,
         n_members: int = 1,
@@ -328,6 +337,14 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
     # Training -----------------------------------------------------------------------------------
 
+    def _validate_params(self) -> None:
+        super()._validate_params()
+        for key in self._part_params("loss") if self._is_auto() else ():
+            raise ValueError(
+                f"loss='auto' chooses the losses itself and has no parameter {key!r}: leave "
+                f"loss__{key} out, or set a loss such as 'gce'."
+            )
+
     def fit(
         self,
         X: Any,
@@ -374,7 +391,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         DivergenceError
             If the training loss becomes infinite or not a number.
         """
-        if self._is_auto():
+        if self._is_auto() and in_memory(X):
             self._validate_params()
             given = {"X": X, "y": y, "sample_weight": sample_weight, "groups": groups}
             given |= {"X_val": X_val, "y_val": y_val, "trusted": trusted}
@@ -454,7 +471,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         """Train for one epoch on these rows, at a constant learning rate.
 
         The first call, on a classifier that is not fitted, learns the encoding from its rows.
-        Strategies that remember rows (ELR) start anew with each call.
+        Strategies that remember rows (ELR) start anew with each call. ``loss="auto"`` is ``"gce"``
+        here; the mixture that ``fit`` makes of it cannot go on, and has no ``partial_fit``.
 
         Parameters
         ----------
@@ -502,6 +520,18 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
 
     def _is_auto(self) -> bool:
         return isinstance(self.loss, str) and self.loss == "auto"
+
+    def _at_default(self, name: str) -> bool:
+        """Tell whether a parameter has the value of a classifier that is told nothing."""
+        value, default = getattr(self, name), signature(RobustClassifier).parameters[name].default
+        return value is default or (type(value) is type(default) and value == default)
+
+    def _copy(self) -> RobustClassifier:
+        """Return an unfitted classifier with these parameters, not of a subclass."""
+        names = [*signature(RobustClassifier).parameters]
+        names += [name for name in vars(self) if name.partition("__")[0] in self._parts]
+        given = {name: clone(getattr(self, name), safe=False) for name in dict.fromkeys(names)}
+        return RobustClassifier(**given)
 
     def _check_one_stack(self) -> None:
         if hasattr(self, "mixture_"):
@@ -681,7 +711,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         >>> from sklearn.datasets import load_iris
         >>> from robustclf import RobustClassifier
         >>> X, y = load_iris(return_X_y=True)
-        >>> clf = RobustClassifier(max_epochs=5, random_state=0).fit(X, y)
+        >>> clf = RobustClassifier(loss="gce", max_epochs=5, random_state=0).fit(X, y)
         >>> path = Path(tempfile.mkdtemp()) / "iris.onnx"
         >>> clf.export_onnx(path)
         >>> import onnxruntime
@@ -720,7 +750,7 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         >>> from sklearn.datasets import load_iris
         >>> from robustclf import RobustClassifier
         >>> X, y = load_iris(return_X_y=True)
-        >>> clf = RobustClassifier(max_epochs=5, random_state=0).fit(X, y)
+        >>> clf = RobustClassifier(loss="gce", max_epochs=5, random_state=0).fit(X, y)
         >>> network = clf.export_torch().module()
         >>> rows = torch.from_numpy(clf.encoder_.transform(X))
         >>> np.allclose(network(rows).numpy(force=True), clf.predict_proba(X), atol=1e-5)

@@ -42,8 +42,9 @@ class RobustSearchCV(BaseSearchCV):
     Parameters
     ----------
     estimator : RobustClassifier, or Pipeline whose last step is one
-        The transformers of a pipeline are fitted once per fold for all candidates that leave them
-        as they are.
+        With a single loss: the portfolio of the default, ``"auto"``, is fitted once per candidate
+        and fold, which a warning says. The transformers of a pipeline are fitted once per fold for
+        all candidates that leave them as they are.
     param_grid : dict or list of dicts, optional
         Lists of values by name: all combinations are candidates.
     param_distributions : dict or list of dicts, optional

@@ -95,8 +95,8 @@ class AccuracyStopping(Stopping):
     >>> from robustclf import RobustClassifier
     >>> from robustclf.stopping import AccuracyStopping
     >>> X, y = load_iris(return_X_y=True)
-    >>> clf = RobustClassifier(early_stopping=AccuracyStopping(patience=5), random_state=0)
-    >>> len(clf.fit(X, y).history_) < 150
+    >>> clf = RobustClassifier(loss="gce", early_stopping=AccuracyStopping(patience=5))
+    >>> len(clf.set_params(random_state=0).fit(X, y).history_) < 150
     True
     """
 
@@ -134,7 +134,7 @@ class NoiseCorrectedStopping(Stopping):
     >>> from robustclf.stopping import NoiseCorrectedStopping
     >>> X, y = load_iris(return_X_y=True)
     >>> stopping = NoiseCorrectedStopping(pair_transition(0.2, n_classes=3))
-    >>> clf = RobustClassifier(early_stopping=stopping, random_state=0).fit(X, y)
+    >>> clf = RobustClassifier(loss="gce", early_stopping=stopping, random_state=0).fit(X, y)
     >>> clf.history_[:, "valid_acc_corrected"][-1] > 0.9
     True
     """

@@ -7,8 +7,8 @@ from robustclf import RobustClassifier
 
 
 def small(**params):
-    defaults = {"hidden": (16,), "max_epochs": 8, "lr": 0.02, "dropout": 0.0, "random_state": 0}
-    return RobustClassifier(**defaults | params)
+    defaults = {"loss": "gce", "hidden": (16,), "max_epochs": 8, "lr": 0.02, "dropout": 0.0}
+    return RobustClassifier(**defaults | {"random_state": 0} | params)
 
 
 class Two(nn.Module):

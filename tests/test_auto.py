@@ -21,6 +21,7 @@ from robustclf._net import DivergenceError
 from robustclf.model_selection import RobustSearchCV
 from robustclf.modules import ResNet
 from robustclf.noise import inject_noise
+from robustclf.sources import ArraySource
 from robustclf.strategies import GroupLasso, LabelSmoothing
 
 
@@ -69,7 +70,7 @@ def test_undoes_noise_that_one_loss_cannot():
     X, X_test, y, y_test = train_test_split(X, y, test_size=0.5, random_state=0)
     noisy = inject_noise(y, "pair", 0.4, random_state=0)
     clf = RobustClassifier(loss="auto", budget="fast", random_state=0).fit(X, noisy)
-    alone = RobustClassifier(random_state=0).fit(X, noisy)
+    alone = RobustClassifier(loss="gce", random_state=0).fit(X, noisy)
     assert clf.score(X_test, y_test) > alone.score(X_test, y_test) + 0.05
     assert clf.auto_report_.noise_rate.low < 0.4 < clf.auto_report_.noise_rate.high
 
@@ -207,6 +208,18 @@ def test_candidates_differ_where_nothing_is_set(iris):
     RobustClassifier(**params["dropout"]).fit(*iris)
 
 
+def test_what_a_subclass_sets_is_kept(iris):
+    class Sparing(RobustClassifier):
+        def __init__(self, *, dropout=0.25, **params):
+            super().__init__(dropout=dropout, **params)
+
+    params = {"budget": "fast", "max_epochs": 2, "optimizer__eps": 1e-5, "random_state": 0}
+    clf = Sparing(**params).fit(*iris)
+    assert not any("dropout" in c.params for c in clf.auto_report_.candidates)
+    same = RobustClassifier(dropout=0.25, **params).fit(*iris)
+    assert_array_equal(clf.predict_proba(iris[0]), same.predict_proba(iris[0]))
+
+
 @pytest.mark.usefixtures("_keeps_all")
 @pytest.mark.parametrize("wide", [False, True])
 def test_wide_tables_have_no_embedding_and_a_wider_residual_network(wide):
@@ -228,6 +241,37 @@ def test_folds_are_those_of_cross_fit(iris):
 def test_verbose_shows_the_report(iris, capsys):
     auto(verbose=1).fit(*iris)
     assert "Estimated share of wrong labels" in capsys.readouterr().out
+
+
+# Where no portfolio can be weighed --------------------------------------------------------------
+
+
+def test_it_is_the_default():
+    assert RobustClassifier().loss == "auto"
+
+
+def test_chunks_train_one_network(iris):
+    X, y = iris
+    one, other = (auto(loss=loss).partial_fit(X, y) for loss in ("auto", "gce"))
+    assert_array_equal(
+        one.partial_fit(X, y).predict_proba(X), other.partial_fit(X, y).predict_proba(X)
+    )
+    assert not hasattr(one, "mixture_")
+
+
+def test_streams_train_one_network(iris):
+    X, y = iris
+    one, other = (
+        auto(loss=loss).fit(ArraySource(X, shuffle_buffer=50), y) for loss in ("auto", "gce")
+    )
+    assert_array_equal(one.predict_proba(X), other.predict_proba(X))
+    assert not hasattr(one, "mixture_")
+
+
+def test_a_source_that_fits_in_memory_is_loaded(iris):
+    X, y = iris
+    clf = auto().fit(ArraySource(X), y)
+    assert_array_equal(clf.predict_proba(X), auto().fit(X, y).predict_proba(X))
 
 
 # Rows of all kinds ------------------------------------------------------------------------------
@@ -396,7 +440,8 @@ def test_grid_search(iris):
 
 def test_a_stacked_search_trains_it_alone(iris):
     search = RobustSearchCV(auto(), {"weight_decay": [0.0, 0.1]}, cv=2, scoring="accuracy")
-    search.fit(*iris)
+    with pytest.warns(UserWarning, match="4 fits with loss='auto' are trained one by one"):
+        search.fit(*iris)
     assert search.groups_ == ["4 alone: loss='auto'"]
 
 
@@ -428,6 +473,7 @@ def test_an_interruption_keeps_what_was_trained(iris):
     names = {candidate.name for candidate in clf.auto_report_.candidates}
     assert {"dropout", "forest"} <= names
     assert "sparse" not in names
+    assert clf.net_.interrupted_
 
 
 @pytest.mark.parametrize(
@@ -437,9 +483,10 @@ def test_an_interruption_keeps_what_was_trained(iris):
         ({"budget": "quick"}, "'budget' parameter of RobustClassifier must be a str among"),
     ],
 )
-def test_parameters_that_cannot_work(iris, params, message):
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_parameters_that_cannot_work(iris, params, message, method):
     with pytest.raises(ValueError, match=re.escape(message)):
-        auto(**params).fit(*iris)
+        getattr(auto(**params), method)(*iris)
 
 
 def test_exports_say_what_can_be_done(fitted, tmp_path):
@@ -449,6 +496,9 @@ def test_exports_say_what_can_be_done(fitted, tmp_path):
         fitted.export_torch()
 
 
-def test_chunks_need_another_loss():
-    assert not hasattr(auto(), "partial_fit")
-    assert hasattr(auto(loss="gce"), "partial_fit")
+def test_chunks_cannot_follow_a_mixture(fitted, iris):
+    before = fitted.predict_proba(iris[0])
+    with pytest.raises(AttributeError) as caught:
+        fitted.partial_fit(*iris)
+    assert "cannot go on with the mixture" in str(caught.value.__cause__)
+    assert_array_equal(fitted.predict_proba(iris[0]), before)

@@ -90,7 +90,9 @@ def test_labelled_rows_are_a_share_of_each_class():
 def test_attack_moves_each_number_by_eps_against_the_label():
     X = np.linspace(-1, 1, 201)[:, None]
     y = (X[:, 0] > 0).astype(int)
-    model = RobustClassifier(preprocess=None, hidden=(16,), max_epochs=40, random_state=0).fit(X, y)
+    model = RobustClassifier(
+        loss="gce", preprocess=None, hidden=(16,), max_epochs=40, random_state=0
+    ).fit(X, y)
     steep = copy.deepcopy(model)
     with torch.no_grad():  # probabilities of exactly one, whose loss has no gradient left
         for parameter in steep.net_.module_.parameters():

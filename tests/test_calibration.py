@@ -328,7 +328,7 @@ def test_our_classifier_is_fitted_once(table, monkeypatch):
     fits = []
     fit = RobustClassifier.fit
     monkeypatch.setattr(RobustClassifier, "fit", lambda *a, **k: fits.append(1) or fit(*a, **k))
-    small = RobustClassifier(hidden=(16,), max_epochs=2, random_state=0)
+    small = RobustClassifier(loss="gce", hidden=(16,), max_epochs=2, random_state=0)
     clf = RobustCalibrator(small, cv=3, noise=0.1).fit(X, y)
     assert len(fits) == 1
     assert clf.predict_proba(X).shape == (1200, 3)

@@ -61,7 +61,7 @@ def test_history(iris):
 
 
 def test_auto_budget(iris):
-    clf = RobustClassifier(hidden=(4,), random_state=0).fit(*iris)
+    clf = RobustClassifier(loss="gce", hidden=(4,), random_state=0).fit(*iris)
     assert len(clf.history_) == 150
     assert (auto_epochs(2_000), auto_epochs(10_000)) == (40, 40)
     assert (auto_epochs(1_000), auto_batch_size(1_000)) == (60, 128)

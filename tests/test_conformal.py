@@ -131,7 +131,7 @@ def test_folds_are_those_of_cross_conformal_prediction(blobs):
 
 def test_a_cross_fitted_network_calibrates_on_all_rows_in_one_fit(blobs):
     X, y, noisy = blobs
-    network = RobustClassifier(hidden=(16,), max_epochs=30, cross_fit=3, random_state=0)
+    network = RobustClassifier(loss="gce", hidden=(16,), max_epochs=30, cross_fit=3, random_state=0)
     clf = conformal(network, noise=0.2).fit(X[:1500], noisy[:1500])
     assert clf.n_calibration_ == 1500
     assert not hasattr(clf, "estimators_")

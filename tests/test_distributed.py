@@ -88,7 +88,8 @@ def early(alias):
 
 def settings(**params):
     defaults = {"hidden": (8,), "max_epochs": 5, "warm_up": 0.2, "batch_size": 32, "dropout": 0.0}
-    return defaults | {"lr": 0.01, "precision": "float64", "random_state": 0} | params
+    defaults |= {"loss": "gce", "lr": 0.01, "precision": "float64", "random_state": 0}
+    return defaults | params
 
 
 def cases():
@@ -110,6 +111,7 @@ def cases():
         "gradients": {"callbacks": [GradientNorms()], "optimizer": "sam"},
         "one batch": {"batch_size": 100},
         "few rows": {"batch_size": 3, "max_epochs": 1},
+        "portfolio": {"loss": "auto", "budget": "fast"},
     }
     again = ("loss gce", "optimizer sam", "strategy co_teaching", "cross_fit", "weights")
     found |= {f"{name}, float32": found[name] | {"precision": "float32"} for name in again}
@@ -174,6 +176,9 @@ def of_processes_only(rank):
         clf.predict(X)
     return {
         "no seed": learned(clf),
+        "portfolio without seed": learned(
+            fit(settings(loss="auto", budget="fast", random_state=None))
+        ),
         "partial_fit": learned(in_parts()),
         "dropout": learned(fit(settings(dropout=0.5))),
         "nested": learned(fit(settings(module="nested_mlp"))),

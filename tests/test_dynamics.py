@@ -22,7 +22,7 @@ PARTS = ("loss", "margin", "error_norm", "mean_proba")
 
 def small(**params):
     defaults = {"hidden": (16,), "max_epochs": 8, "lr": 0.02, "dropout": 0.0, "random_state": 0}
-    return RobustClassifier(**{"track_dynamics": True} | defaults | params)
+    return RobustClassifier(**{"loss": "gce", "track_dynamics": True} | defaults | params)
 
 
 def arrays(dynamics):

@@ -33,7 +33,7 @@ T = 0.7 * np.eye(3) + 0.1
 
 
 def small(**params):
-    defaults = {"hidden": (8,), "max_epochs": 2, "batch_size": 50, "random_state": 0}
+    defaults = {"loss": "gce", "hidden": (8,), "max_epochs": 2, "batch_size": 50, "random_state": 0}
     return RobustClassifier(**defaults | params)
 
 
@@ -451,6 +451,13 @@ def test_not_yet_fitted():
         "robustclf.losses.cross_entropy.GeneralizedCrossEntropy",
     ]
     assert repr(again) == repr(small(**params))
+
+
+def test_a_portfolio(frame, labels):
+    clf = small(loss="auto", budget="fast").fit(frame, labels)
+    again, _ = stored(clf)
+    assert_array_equal(again.predict_proba(frame), clf.predict_proba(frame))
+    assert str(again.auto_report_) == str(clf.auto_report_)
 
 
 @pytest.mark.parametrize("strategy", [None, "co_teaching", ["elr", "mixup"]])

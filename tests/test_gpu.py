@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu
 
 
 def small(**params):
-    defaults = {"hidden": (32,), "max_epochs": 10, "lr": 0.01, "random_state": 0}
+    defaults = {"loss": "gce", "hidden": (32,), "max_epochs": 10, "lr": 0.01, "random_state": 0}
     return RobustClassifier(**defaults | {"device": "cuda"} | params)
 
 

@@ -32,7 +32,7 @@ class Recorder(Strategy):
 
 def small(**params):
     given = {"hidden": (5,), "max_epochs": 2, "batch_size": 40, "random_state": 0, "dropout": 0.0}
-    return RobustClassifier(**given | params)
+    return RobustClassifier(**given | {"loss": "gce"} | params)
 
 
 def test_groups_are_numbered_in_their_order(iris):

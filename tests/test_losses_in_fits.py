@@ -78,7 +78,7 @@ def test_evidential_probabilities_and_vacuity(iris):
 
 
 def test_vacuity_needs_an_evidential_loss(iris):
-    clf = RobustClassifier(**FAST)
+    clf = RobustClassifier(loss="gce", **FAST)
     assert not hasattr(clf, "vacuity")
     assert not hasattr(RobustClassifier(loss="gec"), "vacuity")
     with pytest.raises(AttributeError, match="vacuity"):

@@ -147,7 +147,7 @@ def test_our_classifier_needs_one_fit_for_the_folds(monkeypatch):
     fits = []
     fit = RobustClassifier.fit
     monkeypatch.setattr(RobustClassifier, "fit", lambda *a, **k: fits.append(1) or fit(*a, **k))
-    small = RobustClassifier(hidden=(64,), max_epochs=30, random_state=0)
+    small = RobustClassifier(loss="gce", hidden=(64,), max_epochs=30, random_state=0)
     clf = cleaner(small, cv=3).fit(X, noisy)
     assert len(fits) == 2  # out of fold, and on the cleaned labels
     assert (noisy != y)[clf.issues_.rows].mean() > 2 * (noisy != y).mean()
@@ -227,7 +227,9 @@ def test_gradient_norm_is_that_of_the_last_layer():
 
 def test_members_of_a_classifier_average_to_its_prediction():
     X, y = load_digits(return_X_y=True)
-    clf = RobustClassifier(n_members=3, hidden=(16,), max_epochs=2, random_state=0).fit(X, y)
+    clf = RobustClassifier(loss="gce", n_members=3, hidden=(16,), max_epochs=2, random_state=0).fit(
+        X, y
+    )
     members = clf.member_proba(X)
     assert members.shape == (3, 1797, 10)
     np.testing.assert_allclose(members.mean(0), clf.predict_proba(X), atol=1e-6)

@@ -614,6 +614,7 @@ LR = {"momo": 1.0, "radam": 0.05, "sgd": 1.0}
 def test_every_optimizer_learns_iris(alias, iris):
     X, y = iris
     clf = RobustClassifier(
+        loss="gce",
         optimizer=alias,
         lr=LR.get(alias, 0.01),
         lr_schedule="cosine",

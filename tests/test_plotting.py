@@ -366,7 +366,7 @@ def test_dynamics_of_rows_that_are_all_fine():
 
 def test_dynamics_of_a_classifier(iris):
     X, y = iris
-    clf = RobustClassifier(max_epochs=3, track_dynamics=True, random_state=0)
+    clf = RobustClassifier(loss="gce", max_epochs=3, track_dynamics=True, random_state=0)
     with pytest.raises(NotFittedError):
         TrainingDynamicsDisplay.from_estimator(clf)
     display = TrainingDynamicsDisplay.from_estimator(clf.fit(X, y), suspicious=[0, 1, 2])

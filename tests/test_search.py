@@ -53,7 +53,7 @@ GROUPS = np.arange(len(X)) % 7
 
 def small(**params):
     given = {"hidden": (8,), "max_epochs": 3, "batch_size": 32, "lr": 0.02, "random_state": 0}
-    return RobustClassifier(**given | {"precision": "float64"} | params)
+    return RobustClassifier(**given | {"loss": "gce", "precision": "float64"} | params)
 
 
 def same(mine, other, data=(X, Y), **fit_params):

@@ -31,7 +31,7 @@ from robustclf.strategies import Mixup
 
 @parametrize_with_checks(
     [
-        RobustClassifier(hidden=(32,), max_epochs=60, lr=0.02),
+        RobustClassifier(loss="gce", hidden=(32,), max_epochs=60, lr=0.02),
         RobustClassifier(
             hidden=(32,), max_epochs=60, lr=0.02, preprocess=None, loss="ce", optimizer="sam"
         ),
@@ -74,7 +74,9 @@ def test_every_parameter_is_named_and_documented():
     documented = RobustClassifier.__doc__.partition("Parameters")[2].partition("Attributes")[0]
     assert all(f"\n    {name} :" in documented for name in params)
     assert repr(RobustClassifier()) == "RobustClassifier()"
-    assert repr(RobustClassifier(loss="gce", loss__q=0.5)) == "RobustClassifier(loss__q=0.5)"
+    assert repr(RobustClassifier(loss="auto")) == "RobustClassifier()"
+    both = "RobustClassifier(loss='gce', loss__q=0.5)"
+    assert repr(RobustClassifier(loss="gce", loss__q=0.5)) == both
 
 
 def test_parameters_are_keyword_only():
@@ -255,4 +257,4 @@ def test_tags():
     assert tags.input_tags.sparse
     assert tags.input_tags.allow_nan
     assert tags.input_tags.categorical
-    assert not RobustClassifier(preprocess=None).__sklearn_tags__().input_tags.allow_nan
+    assert not RobustClassifier(loss="gce", preprocess=None).__sklearn_tags__().input_tags.allow_nan

@@ -26,6 +26,7 @@ from robustclf.stopping import NoiseCorrectedStopping, PredictionChangeStopping
 from robustclf.strategies import overrides
 
 BASE = {
+    "loss": "gce",
     "hidden": (8,),
     "max_epochs": 3,
     "batch_size": 16,

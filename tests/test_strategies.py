@@ -201,7 +201,7 @@ def test_co_teaching_sees_epochs_from_zero(train, rows):
 @pytest.mark.parametrize(("asked", "trained"), [(1, 2), (2, 2), (3, 4)])
 def test_co_teaching_rounds_members_up_to_pairs(iris, asked, trained):
     clf = RobustClassifier(
-        strategy="co_teaching", n_members=asked, cross_fit=2, hidden=(4,), max_epochs=1
+        loss="gce", strategy="co_teaching", n_members=asked, cross_fit=2, hidden=(4,), max_epochs=1
     ).fit(*iris)
     assert clf.net_.n_members == clf.embed(iris[0]).shape[1] // 4 == trained
     assert clf.n_members == asked

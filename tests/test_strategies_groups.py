@@ -385,7 +385,7 @@ def test_group_dro_moves_once_per_step_of_sam(iris):
             calls.append(net.epoch)
             return super().weigh(net, batch, loss)
 
-    clf = RobustClassifier(strategy=Watch(), optimizer="sam", hidden=(4,), max_epochs=2)
+    clf = RobustClassifier(loss="gce", strategy=Watch(), optimizer="sam", hidden=(4,), max_epochs=2)
     clf.set_params(batch_size=50).fit(*iris, groups=iris[0][:, 0] > 5.8)
     assert calls == [0, 0, 0, 1, 1, 1]
 
@@ -439,4 +439,4 @@ def test_parameters_out_of_range_are_refused(message):
 @pytest.mark.parametrize("alias", ALIASES[:3])
 def test_groups_are_asked_for(iris, alias):
     with pytest.raises(ValueError, match="groups"):
-        RobustClassifier(strategy=alias).fit(*iris)
+        RobustClassifier(loss="gce", strategy=alias).fit(*iris)

@@ -286,13 +286,13 @@ def test_group_lasso_leaves_inputs_out():
     X = rng.normal(size=(300, 10))
     y = (X[:, 0] + X[:, 1] > 0).astype(int)
     params = {"hidden": (16,), "max_epochs": 300, "lr": 0.01, "dropout": 0.0, "random_state": 0}
-    clf = RobustClassifier(strategy=GroupLasso(0.03), **params).fit(X, y)
+    clf = RobustClassifier(loss="gce", strategy=GroupLasso(0.03), **params).fit(X, y)
     norms = clf.net_.module_.body.layers[0].weight.detach().norm(dim=2)[0]
     assert norms[2:].max() < 0.1 * norms[:2].min()
 
 
 def test_group_lasso_needs_a_first_layer_of_this_package(iris):
-    clf = RobustClassifier(module=torch.nn.Linear, strategy="group_lasso", max_epochs=1)
+    clf = RobustClassifier(loss="gce", module=torch.nn.Linear, strategy="group_lasso", max_epochs=1)
     with pytest.raises(ValueError, match="penalises the first layer of a module of this package"):
         clf.fit(*iris)
 
@@ -322,7 +322,9 @@ def test_virtual_adversarial_penalty_of_a_constant_network_and_of_no_numbers(bat
     penalty = vat.penalty(net, vat.on_batch(net, batch), torch.zeros(M, N, K).double())
     assert_close(penalty, torch.zeros(M, N).double())
     rows = np.random.default_rng(0).choice(list("abc"), (60, 2)).astype(object)
-    clf = RobustClassifier(strategy=[vat, Adversarial(norm="2")], hidden=(4,), max_epochs=2)
+    clf = RobustClassifier(
+        loss="gce", strategy=[vat, Adversarial(norm="2")], hidden=(4,), max_epochs=2
+    )
     assert np.isfinite(clf.fit(rows, rows[:, 0]).predict_proba(rows)).all()
 
 

@@ -82,7 +82,7 @@ def test_a_member_keeps_its_total_and_ignores_rows_of_weight_zero():
 def test_the_stack_holds_whole_groups(iris, alias, n_peers, asked, trained):
     strategy = make_strategy(alias, n_peers=n_peers)
     assert strategy.n_members == n_peers
-    params = {"hidden": (4,), "max_epochs": 1, "cross_fit": 2}
+    params = {"loss": "gce", "hidden": (4,), "max_epochs": 1, "cross_fit": 2}
     clf = RobustClassifier(strategy=strategy, n_members=asked, **params).fit(*iris)
     assert clf.net_.n_members == trained
     pairs = RobustClassifier(strategy=[strategy, JoCoR()], **params).fit(*iris)

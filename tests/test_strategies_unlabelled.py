@@ -32,7 +32,7 @@ from robustclf.strategies.semi_supervised import shrink
 
 N, K, M = 12, 4, 2
 USERS = ["decoupled_mixup", "mixup", "pseudo_label", "refurbish", "vat"]
-SMALL = {"hidden": (8,), "max_epochs": 6, "batch_size": 25, "random_state": 0}
+SMALL = {"loss": "gce", "hidden": (8,), "max_epochs": 6, "batch_size": 25, "random_state": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -435,7 +435,7 @@ def digits():
     known = np.zeros(600, bool)
     for label in range(10):
         known[np.flatnonzero(y == label)[:6]] = True
-    params = {"hidden": (64,), "batch_size": 100, "lr": 0.01, "random_state": 0}
+    params = {"loss": "gce", "hidden": (64,), "batch_size": 100, "lr": 0.01, "random_state": 0}
 
     def score(**given):
         clf = RobustClassifier(**params | given).fit(X, np.where(known, y, -1))
@@ -463,6 +463,6 @@ def test_rows_without_label_help(digits, strategy):
 )
 def test_parameters_out_of_range_are_refused(iris, params, message):
     with pytest.raises(ValueError, match=message):
-        RobustClassifier(strategy=PseudoLabel(**params)).fit(*iris)
+        RobustClassifier(loss="gce", strategy=PseudoLabel(**params)).fit(*iris)
     with pytest.raises(ValueError, match=r"lam_u must lie in \[0, inf\), got -1"):
-        RobustClassifier(strategy="mixup", strategy__lam_u=-1).fit(*iris)
+        RobustClassifier(loss="gce", strategy="mixup", strategy__lam_u=-1).fit(*iris)

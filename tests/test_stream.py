@@ -45,6 +45,7 @@ def memmap(table, tmp_path):
 def full_batches(**params):
     """Every step sees all rows, so that their order does not matter."""
     params = {
+        "loss": "gce",
         "batch_size": N,
         "max_epochs": 20,
         "lr": 0.05,
@@ -55,7 +56,9 @@ def full_batches(**params):
 
 
 def quick(**params):
-    return RobustClassifier(**{"max_epochs": 2, "hidden": (8,), "random_state": 0} | params)
+    return RobustClassifier(
+        **{"loss": "gce", "max_epochs": 2, "hidden": (8,), "random_state": 0} | params
+    )
 
 
 def close(fitted, expected, X):
@@ -224,7 +227,7 @@ def test_a_streamed_fit_is_as_good(noisy_digits):
     X, y, flipped = noisy_digits
     order = np.argsort(y, kind="stable")  # the worst order
     X, y, flipped = X[order], y[order], flipped[order]
-    clf = RobustClassifier(max_epochs=25, hidden=(64,), random_state=0)
+    clf = RobustClassifier(loss="gce", max_epochs=25, hidden=(64,), random_state=0)
     in_memory = clf.fit(X, y).score(X[~flipped], y[~flipped])
     streamed = clf.fit(ArraySource(X, shuffle_buffer=250), y).score(X[~flipped], y[~flipped])
     assert streamed > 0.8, (streamed, in_memory)
@@ -613,7 +616,7 @@ def test_prediction_of_a_memmap_goes_by_chunks(table, memmap, preprocess, monkey
 
 def test_partial_fit_learns_from_the_chunks_of_a_memmap(table, memmap):
     _, y = table
-    clf = RobustClassifier(hidden=(16,), lr=0.01, warm_up=0, random_state=0)
+    clf = RobustClassifier(loss="gce", hidden=(16,), lr=0.01, warm_up=0, random_state=0)
     for _ in range(15):
         for start in range(0, N, 200):
             rows = slice(start, start + 200)

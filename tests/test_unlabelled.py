@@ -9,7 +9,7 @@ from robustclf import RobustClassifier
 from robustclf._rows import split_labels
 from robustclf.strategies import Strategy
 
-SMALL = {"hidden": (8,), "max_epochs": 6, "batch_size": 25, "random_state": 0}
+SMALL = {"loss": "gce", "hidden": (8,), "max_epochs": 6, "batch_size": 25, "random_state": 0}
 
 # Which rows have no label -----------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ def test_a_search_on_ray():
     joblib_of_ray = pytest.importorskip("ray.util.joblib")
     joblib_of_ray.register_ray()
     X, y = load_wine(return_X_y=True)
-    clf = RobustClassifier(hidden=(8,), max_epochs=5, batch_size=32, random_state=0)
+    clf = RobustClassifier(loss="gce", hidden=(8,), max_epochs=5, batch_size=32, random_state=0)
     search = RobustSearchCV(clf, {"lr": [0.001, 0.01]}, cv=3, refit=False, n_jobs=2)
     ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
     try:
@@ -40,7 +40,7 @@ def test_a_search_survives_the_death_of_a_worker(tmp_path):
         return clf.score(X, y)
 
     X, y = load_wine(return_X_y=True)
-    clf = RobustClassifier(hidden=(8,), max_epochs=5, batch_size=32, random_state=0)
+    clf = RobustClassifier(loss="gce", hidden=(8,), max_epochs=5, batch_size=32, random_state=0)
     grid = {"lr": [0.001, 0.01]}
     search = RobustSearchCV(clf, grid, cv=3, scoring=accuracy_of_one_life, refit=False, n_jobs=2)
     cluster = distributed.LocalCluster(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -214,7 +215,8 @@ def audit(path: Path, label: str, settings: Settings) -> Audit:
     training = prepare(path, label, settings)
     source = training.source
     whole = len(training.rows) == len(source.labelled)
-    clf = classifier(settings, track_dynamics=whole, **training_of(len(training.rows)))
+    how = training_of(len(training.rows))
+    clf = classifier(settings, loss="gce", track_dynamics=whole, **how)
     fit(clf, training.X, training.codes, training.notes)
     y, proba, classes = training.labels, clf.oof_proba_, source.classes
     with _noted(training.notes):
@@ -272,7 +274,7 @@ def classifier(settings: Settings, recipe: str | None = None, **params: Any) -> 
     params = params | {
         "device": settings.device,
         "random_state": settings.seed,
-        "verbose": 0 if settings.quiet else 1,
+        "verbose": 0 if settings.quiet else 2,  # bars, also those of a portfolio
     }
     if settings.max_epochs is not None:
         params["max_epochs"] = settings.max_epochs
@@ -281,7 +283,7 @@ def classifier(settings: Settings, recipe: str | None = None, **params: Any) -> 
 
 def fit(clf: RobustClassifier, X: Any, y: Any, notes: list[str]) -> None:
     """Fit a classifier and note its warnings; an interrupt ends it for good."""
-    with _noted(notes):
+    with _noted(notes), redirect_stdout(sys.stderr):
         clf.fit(X, y)
     if clf.net_.interrupted_:
         raise KeyboardInterrupt

@@ -155,7 +155,8 @@ class NestedMLP(NestedDropout, MLP):
     >>> from sklearn.datasets import load_wine
     >>> from robustclf import RobustClassifier
     >>> X, y = load_wine(return_X_y=True)
-    >>> clf = RobustClassifier(module="nested_mlp", module__sigma=20, random_state=0).fit(X, y)
+    >>> clf = RobustClassifier(loss="gce", module="nested_mlp", module__sigma=20)
+    >>> clf = clf.set_params(random_state=0).fit(X, y)
     >>> bool(clf.net_.module_.body.n_kept < 256), clf.score(X, y) > 0.95
     (True, True)
     """

@@ -66,7 +66,7 @@ class Adversarial(Strategy):
     >>> from robustclf.strategies import Adversarial
     >>> X, y = load_wine(return_X_y=True)
     >>> pgd = Adversarial(eps=0.2, steps=3, random_start=True)
-    >>> clf = RobustClassifier(strategy=pgd, random_state=0).fit(X, y)
+    >>> clf = RobustClassifier(loss="gce", strategy=pgd, random_state=0).fit(X, y)
     >>> clf.score(X, y) > 0.95
     True
     """
@@ -282,7 +282,8 @@ class VirtualAdversarial(SemiSupervised):
     >>> from robustclf import RobustClassifier
     >>> from robustclf.strategies import VirtualAdversarial
     >>> X, y = load_wine(return_X_y=True)
-    >>> clf = RobustClassifier(strategy=VirtualAdversarial(eps=0.2), random_state=0).fit(X, y)
+    >>> clf = RobustClassifier(loss="gce", strategy=VirtualAdversarial(eps=0.2), random_state=0)
+    >>> clf = clf.fit(X, y)
     >>> clf.score(X, y) > 0.95
     True
     """

@@ -68,7 +68,8 @@ class Mixup(SemiSupervised):
     >>> from sklearn.datasets import load_wine
     >>> from robustclf import RobustClassifier
     >>> X, y = load_wine(return_X_y=True)
-    >>> clf = RobustClassifier(strategy="mixup", strategy__alpha=0.4, random_state=0).fit(X, y)
+    >>> clf = RobustClassifier(loss="gce", strategy="mixup", strategy__alpha=0.4)
+    >>> clf = clf.set_params(random_state=0).fit(X, y)
     >>> clf.predict_proba(X).shape
     (178, 3)
     """
@@ -144,7 +145,8 @@ class DecoupledMixup(Mixup):
     >>> from robustclf import RobustClassifier
     >>> from robustclf.strategies import DecoupledMixup
     >>> X, y = load_wine(return_X_y=True)
-    >>> clf = RobustClassifier(strategy=DecoupledMixup(alpha=0.4), random_state=0).fit(X, y)
+    >>> clf = RobustClassifier(loss="gce", strategy=DecoupledMixup(alpha=0.4), random_state=0)
+    >>> clf = clf.fit(X, y)
     >>> clf.score(X, y) > 0.95
     True
     """
@@ -223,7 +225,8 @@ class FeatureSwap(Strategy):
     >>> from robustclf import RobustClassifier
     >>> from robustclf.strategies import FeatureSwap
     >>> X, y = load_wine(return_X_y=True)
-    >>> clf = RobustClassifier(strategy=FeatureSwap(alpha=0.5), random_state=0).fit(X, y)
+    >>> clf = RobustClassifier(loss="gce", strategy=FeatureSwap(alpha=0.5), random_state=0)
+    >>> clf = clf.fit(X, y)
     >>> clf.score(X, y) > 0.95
     True
     """

@@ -50,7 +50,8 @@ class FeatureNoise(Strategy):
     >>> from robustclf import RobustClassifier
     >>> from robustclf.strategies import FeatureNoise
     >>> X, y = load_wine(return_X_y=True)
-    >>> clf = RobustClassifier(strategy=FeatureNoise(scale=0.3), random_state=0).fit(X, y)
+    >>> clf = RobustClassifier(loss="gce", strategy=FeatureNoise(scale=0.3), random_state=0)
+    >>> clf = clf.fit(X, y)
     >>> clf.score(X, y) > 0.95
     True
     """

@@ -63,7 +63,7 @@ class InfoBatch(StepLosses):
     >>> from sklearn.datasets import load_digits
     >>> from robustclf import RobustClassifier
     >>> X, y = load_digits(return_X_y=True)
-    >>> clf = RobustClassifier(strategy="infobatch", max_epochs=16, random_state=0)
+    >>> clf = RobustClassifier(loss="gce", strategy="infobatch", max_epochs=16, random_state=0)
     >>> clf.fit(X[:1000], y[:1000]).score(X[1000:], y[1000:]) > 0.9
     True
     """

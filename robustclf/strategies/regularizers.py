@@ -210,7 +210,8 @@ class L1(Strategy):
     >>> from robustclf import RobustClassifier
     >>> from robustclf.strategies import L1
     >>> X, y = load_wine(return_X_y=True)
-    >>> clf = RobustClassifier(strategy=L1(1e-4), weight_decay=0, random_state=0).fit(X, y)
+    >>> clf = RobustClassifier(loss="gce", strategy=L1(1e-4), weight_decay=0, random_state=0)
+    >>> clf = clf.fit(X, y)
     >>> clf.score(X, y) > 0.95
     True
     """
@@ -271,7 +272,7 @@ class GroupLasso(Strategy):
     >>> from sklearn.datasets import load_wine
     >>> from robustclf import RobustClassifier
     >>> X, y = load_wine(return_X_y=True)
-    >>> clf = RobustClassifier(strategy="group_lasso", random_state=0).fit(X, y)
+    >>> clf = RobustClassifier(loss="gce", strategy="group_lasso", random_state=0).fit(X, y)
     >>> clf.score(X, y) > 0.95
     True
     """
