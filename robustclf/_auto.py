@@ -224,7 +224,7 @@ class Labels:
             gap = means[best] - means[k]
             spread = self.mean((right[best] - one - gap) ** 2) ** 0.5
             if gap > 0:
-                raw[k] *= np.exp(-gap / (spread / effective**0.5))
+                raw[k] *= np.exp(-gap / (spread / effective**0.5)) if spread > 0 else 0.0
         weights: Floats = raw / raw.sum()
         return weights
 
@@ -249,6 +249,8 @@ class Auto:
         self.data = data
         rng = common_random_state(clf.random_state, find_device(clf.device))
         self.seed = int(rng.randint(2**31 - 1))
+        self.n = max(np.asarray(data["y"]).size, 1)  # what is wrong with y is for the fit to say
+        self.folds = clf.cross_fit or max(2, min(FOLDS, self.n))
         self.own = {k for k in DECIDED if not clf._at_default(k)}
         self.encoder: Any = None
         self.x: Any = None
@@ -290,6 +292,8 @@ class Auto:
             settings = dict(NETWORKS[name])
             if "numeric_embedding" in settings and self._n_numbers() > MOST_NUMBERS:
                 continue
+            if "strategy" in settings and not isinstance(self.clf.module, str):
+                continue  # it may have no layer that the strategy knows
             yield from self._network(name, self._params(settings))
 
     def _n_numbers(self) -> int:
@@ -302,8 +306,11 @@ class Auto:
         started = time.perf_counter()
         clf = self.clf
         alike = {"random_state": self.seed, "verbose": max(0, int(clf.verbose) - 1)}
-        candidate = clf._copy().set_params(**params, **alike, cross_fit=clf.cross_fit or FOLDS)
-        prepared = candidate._prepare(**self.data, encoded=self._encoded)
+        candidate = clf._copy().set_params(**params, **alike, cross_fit=self.folds)
+        with warnings.catch_warnings():
+            if self.first:  # it has warned of all there is
+                warnings.simplefilter("ignore", UserWarning)
+            prepared = candidate._prepare(**self.data, encoded=self._encoded)
         if not self.first:
             self.first = {"classes_": prepared.classes, "encoder_": prepared.encoder}
             self.labels, self.missing = Labels.of(prepared), prepared.missing
@@ -322,8 +329,7 @@ class Auto:
         """Return the parameters of a network: what the user chose is kept."""
         clf, chosen = self.clf, ALIKE | {"loss": SINGLE} | settings
         samples, strategy = chosen.pop("samples"), chosen.pop("strategy", None)
-        n = max(np.asarray(self.data["y"]).size, 1)  # what is wrong with y is for the fit to say
-        chosen["max_epochs"] = auto_epochs(n, samples=samples, least=20)
+        chosen["max_epochs"] = auto_epochs(self.n, samples=samples, least=20)
         wide = chosen.pop("wide", None)
         if wide is not None and self._n_numbers() > MOST_NUMBERS:
             chosen["hidden"] = wide

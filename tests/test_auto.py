@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.base import clone
@@ -107,6 +108,15 @@ def test_labels_that_cannot_tell_models_apart_leave_the_weight_that_was_given():
     assert_allclose(labels.weights(tried), [0.2, 0.8])
     tried[1].oof = np.where(np.arange(400)[:, None] % 4, alike, alike[:, ::-1])
     assert labels.weights(tried)[1] < 1e-3
+
+
+def test_a_model_that_is_worse_in_every_row_has_no_weight():
+    codes = np.repeat([0, 1], 20)
+    right = np.eye(2)[codes]
+    labels = _auto.Labels(codes, np.ones(40), np.arange(40) % 5, 2)
+    tried = [_auto.Tried(str(i), None, oof, 0.0, {}) for i, oof in enumerate((right, 1 - right))]
+    with np.errstate(all="raise"):
+        assert_array_equal(labels.weights(tried), [1, 0])
 
 
 def test_weights_count_rows_by_their_weight():
@@ -287,6 +297,28 @@ def test_tables_with_text_gaps_and_rows_without_label(iris):
         clf = auto(max_epochs=20).fit(table, names)
     assert_array_equal(np.isnan(clf.label_quality_), [name is None for name in names])
     assert clf.score(table[1::10], names[1::10]) > 0.8
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7])
+def test_few_rows(n):
+    y = np.arange(n) % 2
+    X = np.random.default_rng(0).normal(size=(n, 2)) + 5 * y[:, None]
+    with np.errstate(all="raise", under="ignore"):
+        clf = auto().fit(X, y)
+    assert clf.oof_proba_.shape == (n, 2)
+    assert_array_equal(clf.predict(X).shape, n)
+
+
+def test_what_has_no_effect_is_told_once(iris):
+    with pytest.warns(UserWarning, match="trusted has no effect") as told:
+        auto(budget="balanced").fit(*iris, trusted=[0, 1])
+    assert len(told) == 1
+
+
+def test_modules_of_ones_own(iris):
+    clf = auto(module=torch.nn.Linear, numeric_embedding="periodic").fit(*iris)
+    assert clf.score(*iris) > 0.8
+    assert "sparse" not in {c.name for c in clf.auto_report_.candidates}
 
 
 def test_rows_of_weight_zero_are_as_good_as_absent(iris):
