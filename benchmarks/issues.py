@@ -9,7 +9,7 @@ import csv
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,6 +25,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 KINDS, RATES = ("symmetric", "pair", "instance"), (".1", ".2", ".4")
 INJECTED = ("none", *(f"{kind}-{rate}" for rate in RATES for kind in KINDS))
 SYSTEMS = ("robustclf", "cleanlab-forest")
+MODELS = ("robustclf", "cleanlab", "cleanlab-forest")  # the second on probabilities of the first
 LARGE = ("letter", "shuttle")  # tables of 20,000 rows
 TRANSITIONS = ("confident_joint", "anchor", "dual_t", "em")
 RANKED = "auroc", "average_precision", "recall"
@@ -56,7 +57,7 @@ def transition_error(estimate: Any, given: np.ndarray, true: np.ndarray) -> floa
     return float(error[true].mean())
 
 
-def run_robustclf(audit: Audit, seed: int, device: str) -> dict[str, Run]:
+def run_robustclf(audit: Audit, seed: int, args: argparse.Namespace) -> dict[str, Run]:
     """Fit once; rank by every method, and give cleanlab the same probabilities."""
     from robustclf import RobustClassifier
     from robustclf.noise import estimate_transition, find_label_issues, is_noisy, noise_rate
@@ -64,9 +65,8 @@ def run_robustclf(audit: Audit, seed: int, device: str) -> dict[str, Run]:
 
     X, given, true = audit
     codes, start = np.arange(given.max() + 1), time.perf_counter()
-    clf = RobustClassifier(
-        loss="gce", cross_fit=5, track_dynamics=True, random_state=seed, device=device
-    )
+    clf = RobustClassifier(loss=args.loss, cross_fit=5, track_dynamics=True)
+    clf.set_params(random_state=seed, device=args.device)
     proba = clf.fit(X, given).oof_proba_
     known = {"classes": codes, "X": X, "dynamics": clf.dynamics_}
     issues = find_label_issues(given, proba, **known)
@@ -119,7 +119,7 @@ def _cleanlab_on(proba: np.ndarray, given: np.ndarray, true: np.ndarray) -> Run:
     }
 
 
-def run_forest(audit: Audit, seed: int, device: str) -> dict[str, Run]:
+def run_forest(audit: Audit, seed: int, args: argparse.Namespace) -> dict[str, Run]:
     from cleanlab.classification import CleanLearning
 
     X, given, true = audit
@@ -157,7 +157,7 @@ def run_all(args: argparse.Namespace) -> None:
         for system in todo:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                results = RUNS[system](audit, seed, args.device)
+                results = RUNS[system](audit, seed, args)
             for model, result in results.items():
                 append(args.results, cell | {"model": model} | result)
                 shown = " ".join(
@@ -174,11 +174,11 @@ def grid(args: argparse.Namespace) -> Iterable[Cell]:
                     yield dataset, noise, seed
 
 
-def groups(cells: Cells) -> dict[str, list[dict[str, Run]]]:
-    """Return the complete cells by the row of the table that they belong to."""
+def groups(cells: Cells, models: Sequence[str]) -> dict[str, list[dict[str, Run]]]:
+    """Return the cells that have all models by the row of the table that they belong to."""
     found: dict[str, list[dict[str, Run]]] = defaultdict(list)
     for (dataset, noise, _), runs in cells.items():
-        if {"robustclf", "cleanlab", "cleanlab-forest"} <= set(runs):
+        if set(models) <= set(runs):
             name = noise if noise in INJECTED else f"{dataset.split('-')[0]} {noise}"
             found[name.replace("jira real", "jira").replace("trec real", "trec")].append(runs)
     order = [*INJECTED, *(f"cifar10n {noise}" for noise in REAL["cifar10n"]), "jira", "trec"]
@@ -189,12 +189,14 @@ def average(cells: list[dict[str, Run]], model: str, method: str, what: str) -> 
     return mean(runs[model]["scores"][method][what] for runs in cells)
 
 
-def rankings(found: dict[str, list[dict[str, Run]]], what: str) -> list[list[str]]:
+def rankings(
+    found: dict[str, list[dict[str, Run]]], models: Sequence[str], what: str
+) -> list[list[str]]:
     """Return a row for each method of a system, a column for each noise, the best first."""
     noisy = {name: cells for name, cells in found.items() if name != "none"}
     every = [runs for cells in noisy.values() for runs in cells]
     rows = []
-    for model in ("robustclf", "cleanlab", "cleanlab-forest"):
+    for model in models:
         for method in every[0][model]["scores"]:
             values = [average(cells, model, method, what) for cells in noisy.values()]
             rows.append([model, method, average(every, model, method, what), *values])
@@ -203,7 +205,7 @@ def rankings(found: dict[str, list[dict[str, Run]]], what: str) -> list[list[str
     return [head, *([*row[:2], *(f"{v:.3f}" for v in row[2:])] for row in rows)]
 
 
-def rates(found: dict[str, list[dict[str, Run]]]) -> list[list[str]]:
+def rates(found: dict[str, list[dict[str, Run]]], models: Sequence[str]) -> list[list[str]]:
     """Return the errors of the noise rate and of the transition, and false alarms."""
     rows = [["quantity", "system", "method", *found]]
 
@@ -215,20 +217,16 @@ def rates(found: dict[str, list[dict[str, Run]]]) -> list[list[str]]:
         ]
         rows.append([quantity, model, method, *shown])
 
-    for model in ("robustclf", "cleanlab", "cleanlab-forest"):
+    for model in models:
         row("error of the rate", model, "", lambda r, runs: abs(r["rate"] - r["true_rate"]))
     row("interval covers", "robustclf", "", lambda r, runs: float(r["covered"]))
     row("lower bound holds", "robustclf", "", lambda r, runs: float(r["bound_holds"]))
     row("says noisy", "robustclf", "", lambda r, runs: float(r["noisy"]))
-    for model in ("robustclf", "cleanlab", "cleanlab-forest"):
+    for model in models:
         row("share flagged", model, "", lambda r, runs: r["flagged"])
         row("precision of flags", model, "", lambda r, runs: r["precision"])
-    for model, methods in {
-        "robustclf": TRANSITIONS,
-        "cleanlab": ("confident_joint",),
-        "cleanlab-forest": ("confident_joint",),
-    }.items():
-        for method in methods:
+    for model in models:
+        for method in TRANSITIONS if model == "robustclf" else ("confident_joint",):
             row(
                 "error of the transition",
                 model,
@@ -246,20 +244,22 @@ def write(path: Path, rows: list[list[str]]) -> None:
 def summarise(args: argparse.Namespace) -> None:
     done = read_results(args.results, max_rows=args.max_rows)
     chosen = {cell: runs for cell, runs in done.items() if cell[2] in args.seeds}
-    found = groups(chosen)
+    models = [m for m in MODELS if m in args.systems or m == "cleanlab"]
+    found = groups(chosen, models)
     print({name: len(cells) for name, cells in found.items()})
-    tables = {f"issue_{what}": rankings(found, what) for what in RANKED}
-    tables["issue_rates"] = rates(found)
+    tables = {f"issue_{what}": rankings(found, models, what) for what in RANKED}
+    tables["issue_rates"] = rates(found, models)
     for name, rows in tables.items():
         if args.csv:
             write(args.csv / f"{name}.csv", rows)
         print(name, *(" | ".join(row) for row in rows), sep="\n")
     seconds = {
         model: [runs[model]["seconds"] for cells in found.values() for runs in cells]
-        for model in SYSTEMS
+        for model in args.systems
     }
-    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
-    print(f"seconds, ratio of robustclf to cleanlab-forest: mean {mean(ratios):.2f}")
+    if len(seconds) > 1:
+        ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
+        print(f"seconds, ratio of {' to '.join(seconds)}: mean {mean(ratios):.2f}")
 
 
 def cost(args: argparse.Namespace) -> None:
@@ -300,6 +300,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--noises", type=parse_names, help="default all")
     add("--seeds", type=parse_numbers, default=[0])
     add("--max-rows", type=int, default=5_000)
+    add("--loss", default="gce", help="of robustclf; auto asks for a results file of its own")
     add("--device", default="cpu")
     add("--results", type=Path, default=RESULTS)
     add("--cost", action="store_true", help="time audits of 20,000 rows beside CleanLearning")
