@@ -44,6 +44,7 @@ def on_cpu(clf, monkeypatch):
         {"cross_fit": 2, "track_dynamics": True},
         {"module": torch.nn.Linear, "n_members": 2},
         {"loss": "legendretron", "n_members": 2},
+        {"loss": "auto", "budget": "fast"},
     ],
     ids=str,
 )
