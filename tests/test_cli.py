@@ -214,6 +214,15 @@ def test_clean_changes_nothing_in_a_clean_table(folder, capsys):
     assert len(cells("changes.csv")) == 0
 
 
+def test_fit_reports_its_portfolio_beside_the_result(folder, capsys):
+    argv = ["fit", "t.csv", "--label", "y", "--model", "m.joblib", "--json", "--max-epochs", 2]
+    shown = run(capsys, *argv)
+    assert json.loads(shown.out)["rows"] == N
+    assert "Estimated share of wrong labels" in shown.err
+    assert joblib.load("m.joblib").classifier.loss == "auto"
+    assert not run(capsys, *argv, "--quiet", "--force").err
+
+
 def test_fit_and_predict(folder, capsys, noisy, monkeypatch):
     argv = ["fit", "t.csv", "--label", "y", "--model", "m.joblib", "--drop", "id", *FAST, 12]
     told = json.loads(run(capsys, *argv, "--recipe", "sce", "--json").out)
