@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="summary; write the table there")
     args = parser.parse_args()
     if unknown := set(args.datasets) - {*TABLES, *HALVES, *REAL}:
-        parser.error(f"unknown tables {unknown}; there are {', '.join([*TABLES, *REAL])}.")
+        parser.error(f"unknown tables {unknown}; there are {', '.join([*TABLES, *HALVES, *REAL])}.")
     text = args.results.read_text() if args.results.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]
     if args.summary or args.csv:

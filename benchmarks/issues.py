@@ -244,7 +244,7 @@ def write(path: Path, rows: list[list[str]]) -> None:
 def summarise(args: argparse.Namespace) -> None:
     done = read_results(args.results, max_rows=args.max_rows)
     chosen = {cell: runs for cell, runs in done.items() if cell[2] in args.seeds}
-    models = [m for m in MODELS if m in args.systems or m == "cleanlab"]
+    models = [m for m in MODELS if m in args.systems or m != "cleanlab-forest"]
     found = groups(chosen, models)
     print({name: len(cells) for name, cells in found.items()})
     tables = {f"issue_{what}": rankings(found, models, what) for what in RANKED}

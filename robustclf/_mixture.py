@@ -32,7 +32,16 @@ MOST_LEVERAGE = 0.95  # of a row on its own value
 CHUNK = 4_096  # rows whose kernels are held at a time
 
 
-class KernelLeastSquares(ClassifierMixin, BaseEstimator):
+class Probabilistic(ClassifierMixin, BaseEstimator):
+    """A classifier that predicts the most probable class."""
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable class of each row."""
+        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return labels
+
+
+class KernelLeastSquares(Probabilistic):
     r"""Least squares on one-hot labels in the space of a Gaussian kernel.
 
     .. math:: \exp(-s \lVert x - x' \rVert^2 / d), \qquad \min_f
@@ -124,13 +133,8 @@ class KernelLeastSquares(ClassifierMixin, BaseEstimator):
         proba /= proba.sum(axis=1, keepdims=True)
         return proba
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable class of each row."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return labels
 
-
-class FilteredForest(ClassifierMixin, BaseEstimator):
+class FilteredForest(Probabilistic):
     r"""Extremely randomised trees of the rows whose label other rows make the most probable one.
 
     1. Kernel least squares give every row the probabilities that it would have without the row,
@@ -207,11 +211,6 @@ class FilteredForest(ClassifierMixin, BaseEstimator):
         proba = np.zeros((X.shape[0], len(self.classes_)))
         proba[:, self.trees_.classes_] = self.trees_.predict_proba(X)
         return proba
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable class of each row."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return labels
 
 
 def confident_transition(codes: NDArray[np.int64], proba: Floats) -> Floats:
