@@ -25,6 +25,7 @@ from robustclf._auto import SHALLOW, Auto, Tried
 RESULTS = Path(__file__).parent / "results" / "auto.jsonl"
 DEVELOPED_ON = ("vehicle", "vowel", "digits", "dna")
 CORRECTED = " corrected"
+FILTERED = "filtered"
 FAMILIES = {"forests": ("forest", "extra_trees"), "kernels": ("kernel", "smooth_kernel")}
 
 
@@ -71,11 +72,17 @@ def measure(split: Any, seed: int) -> dict[str, float]:
     for variant, keeps in variants(auto.tried).items():
         models = [model for model in auto.tried if keeps(model)]
         weights = auto.labels.weights(models)
-        mixed = sum(w * said[m.name] for w, m in zip(weights, models, strict=True))
-        scores[variant] = float((mixed.argmax(axis=1) == y_test).mean())
+        mixed = sum(w * model.oof for w, model in zip(weights, models, strict=True))
+        final = said | {
+            m.name: auto._confirmed(m, mixed).model.proba(x) for m in models if m.name == FILTERED
+        }
+        proba = sum(w * final[m.name] for w, m in zip(weights, models, strict=True))
+        scores[variant] = float((proba.argmax(axis=1) == y_test).mean())
         if variant == "auto":
+            proba = sum(w * said[m.name] for w, m in zip(weights, models, strict=True))
+            scores["without step 7"] = float((proba.argmax(axis=1) == y_test).mean())
             best = models[int(np.argmax(weights))].name
-            scores["best alone"] = float((said[best].argmax(axis=1) == y_test).mean())
+            scores["best alone"] = float((final[best].argmax(axis=1) == y_test).mean())
     alone = {f"{n} alone": float((p.argmax(axis=1) == y_test).mean()) for n, p in said.items()}
     return scores | alone
 

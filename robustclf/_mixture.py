@@ -30,6 +30,7 @@ PENALTIES = np.logspace(-3, 3, 7)
 LEAST = 1e-3  # probability of any class
 MOST_LEVERAGE = 0.95  # of a row on its own value
 CHUNK = 4_096  # rows whose kernels are held at a time
+WHOLE = -1  # the fold of a fit to all rows
 
 
 class Probabilistic(ClassifierMixin, BaseEstimator):
@@ -134,29 +135,30 @@ class KernelLeastSquares(Probabilistic):
         return proba
 
 
-class FilteredForest(Probabilistic):
-    r"""Extremely randomised trees of the rows whose label other rows make the most probable one.
+class Filtered(Probabilistic):
+    r"""Trees and kernel least squares of the rows whose label other rows make the most probable.
 
     1. Kernel least squares give every row the probabilities that it would have without the row,
        :math:`f_{-i} = (f_i - h_i e_{y_i}) / (1 - h_i)` with its leverage :math:`h_i`.
     2. Their confident joint estimates the transition matrix, and
        :func:`robustclf.noise.clean_proba` turns them into probabilities of the true label.
-    3. Trees are fitted to the rows whose given label is the most probable true one.
+    3. Extremely randomised trees, and kernel least squares anew, are fitted to the rows whose given
+       label is the most probable true one. The latter, which vary less, count twice.
 
-    Where most labels are wrong it says more than what learns from all rows: filter and forest err
-    differently. Where few are wrong it leaves out the rows that are hard.
+    Where most labels are wrong that says more than what learns from all rows: filter and learners
+    err differently. Where few are wrong it leaves out the rows that are hard.
 
     Parameters
     ----------
     n_estimators : int, default=50
     penalty : float or None, default=None
-        Of the kernel least squares; None for that of the least error.
+        Of the kernel least squares of step 3; None for that of the least error.
     random_state : int, RandomState or None
 
     Attributes
     ----------
     kept_ : ndarray of shape (n_samples,)
-        Whether each row passed the filter.
+        Whether each row was learned from.
 
     References
     ----------
@@ -170,46 +172,67 @@ class FilteredForest(Probabilistic):
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)
     >>> given = np.where(np.arange(150) % 5 == 0, (y + 1) % 3, y)  # 30 wrong labels
-    >>> forest = FilteredForest(random_state=0).fit(X, given)
-    >>> int((given != y)[~forest.kept_].sum())  # of 30 wrong labels, left out
+    >>> model = Filtered(random_state=0).fit(X, given)
+    >>> int((given != y)[~model.kept_].sum())  # of 30 wrong labels, left out
     29
-    >>> forest.score(X, y) > 0.9
+    >>> model.score(X, y) > 0.9
     True
     """
 
     def __init__(
-        self, n_estimators: int = 50, *, penalty: float | None = None, random_state: Any = None
+        self,
+        n_estimators: int = 50,
+        *,
+        penalty: float | None = None,
+        random_state: Any = None,
     ) -> None:
         self.n_estimators = n_estimators
         self.penalty = penalty
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Fit to rows and labels."""
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, *, kernel: Any = None, kept: Any = None
+    ) -> Self:
+        """Fit to rows and labels.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+        kernel : KernelLeastSquares, optional
+            That of step 1, fitted to the same rows; None to fit it.
+        kept : ndarray of shape (n_samples,), optional
+            Rows to learn from; None for those of steps 1 and 2.
+        """
         y, w = np.asarray(y), np.ones(X.shape[0]) if sample_weight is None else sample_weight
         self.classes_, codes = np.unique(y, return_inverse=True)
-        seeds = check_random_state(self.random_state).randint(2**31 - 1, size=2)
-        kernel = KernelLeastSquares(penalty=self.penalty, random_state=int(seeds[0]))
-        kernel.fit(X, codes, sample_weight=w)
-        self.tuned_ = kernel.tuned_
-        self.kept_ = self._passes(kernel.left_out_proba(X, codes, w), codes)
+        seeds = check_random_state(self.random_state).randint(2**31 - 1, size=3).tolist()
+        if kept is None:
+            if kernel is None:
+                kernel = KernelLeastSquares(random_state=seeds[0]).fit(X, y, sample_weight=w)
+            kept = self._confirmed(kernel.left_out_proba(X, y, w), codes)
+        one = len(np.unique(codes[kept])) < 2
+        self.kept_ = np.ones(len(codes), dtype=bool) if one else kept
+        X, codes, w = X[self.kept_], codes[self.kept_], w[self.kept_]
         self.trees_ = ExtraTreesClassifier(
-            self.n_estimators, min_samples_leaf=3, max_features=0.25, random_state=int(seeds[1])
-        ).fit(X[self.kept_], codes[self.kept_], sample_weight=w[self.kept_])
+            self.n_estimators, min_samples_leaf=3, max_features=0.25, random_state=seeds[1]
+        ).fit(X, codes, sample_weight=w)
+        self.kernel_ = KernelLeastSquares(penalty=self.penalty, random_state=seeds[2])
+        self.kernel_.fit(X, codes, sample_weight=w)
+        self.tuned_ = self.kernel_.tuned_
         return self
 
-    def _passes(self, proba: Floats, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        everything = np.ones(len(codes), dtype=bool)
-        if len(self.classes_) == 1:
-            return everything
-        transition = confident_transition(codes, proba)
-        passes: NDArray[np.bool_] = clean_proba(proba, transition).argmax(axis=1) == codes
-        return passes if len(np.unique(codes[passes])) > 1 else everything
+    @staticmethod
+    def _confirmed(proba: Floats, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if proba.shape[1] > 1:
+            proba = clean_proba(proba, confident_transition(codes, proba))
+        confirmed: NDArray[np.bool_] = proba.argmax(axis=1) == codes
+        return confirmed
 
     def predict_proba(self, X: Any) -> Floats:
         """Return the probability of each class, ``(row, class)``."""
         proba = np.zeros((X.shape[0], len(self.classes_)))
-        proba[:, self.trees_.classes_] = self.trees_.predict_proba(X)
+        for model, share in ((self.trees_, 1 / 3), (self.kernel_, 2 / 3)):
+            proba[:, model.classes_] += share * model.predict_proba(X)
         return proba
 
 
@@ -241,29 +264,38 @@ class Shallow:
         """Return the probabilities of encoded rows, ``(sample, class)``."""
         return self.corrected(self.widened(self.estimator, x))
 
-    def fit(self, x: Any, codes: NDArray[np.int64], weight: Floats, folds: Any) -> Floats:
-        """Fit to the rows that have a fold, and return the probabilities of all rows.
+    def fit(
+        self, x: Any, codes: NDArray[np.int64], weight: Floats, folds: Any, **given: dict[int, Any]
+    ) -> tuple[Floats, dict[int, Any]]:
+        """Fit to the rows that have a fold; return the probabilities of all rows, and the fits.
 
         Those of rows that have a fold are of trees, or of a copy, that did not train on them. The
-        copies have the parameters that the classifier chose.
+        copies have the parameters that the classifier chose. Each fit is under its fold, that to
+        all rows under ``WHOLE``, and so are further arguments of each fit in ``given``.
         """
         rows = np.flatnonzero(folds >= 0)
+
+        def fit(estimator: Any, fold: int) -> Any:
+            train = rows[folds[rows] != fold]
+            more = {name: by_fold[fold] for name, by_fold in given.items()}
+            return estimator.fit(x[train], codes[train], sample_weight=weight[train], **more)
+
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")
-            self.estimator.fit(x[rows], codes[rows], sample_weight=weight[rows])
+            fits = {WHOLE: fit(self.estimator, WHOLE)}
         proba = np.empty((len(codes), self.n_classes))
         others = np.flatnonzero(folds < 0)
         if len(others):
             proba[others] = self.widened(self.estimator, x[others])
         if hasattr(self.estimator, "oob_decision_function_"):
             proba[rows] = self.out_of_bag(x[rows])
-            return proba
+            return proba, fits
         tuned = clone(self.estimator).set_params(**self.estimator.tuned_)
-        for fold in np.unique(folds[rows]):
-            train, test = rows[folds[rows] != fold], rows[folds[rows] == fold]
-            copy = clone(tuned).fit(x[train], codes[train], sample_weight=weight[train])
-            proba[test] = self.widened(copy, x[test])
-        return proba
+        for fold in np.unique(folds[rows]).tolist():
+            fits[fold] = fit(clone(tuned), fold)
+            test = rows[folds[rows] == fold]
+            proba[test] = self.widened(fits[fold], x[test])
+        return proba, fits
 
     def out_of_bag(self, x: Any) -> Floats:
         """Return the probabilities of the training rows by trees that did not train on them."""

@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skorch.callbacks import Callback
 
 from robustclf import RobustClassifier, _auto, _mixture
-from robustclf._mixture import FilteredForest, KernelLeastSquares, Network, Shallow
+from robustclf._mixture import Filtered, KernelLeastSquares, Network, Shallow
 from robustclf._net import DivergenceError
 from robustclf.model_selection import RobustSearchCV
 from robustclf.modules import ResNet
@@ -105,7 +105,7 @@ def test_labels_that_cannot_tell_models_apart_leave_the_weight_that_was_given():
     alike = np.eye(2)[codes]
     labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
     tried = [_auto.Tried(name, None, alike, 0.0, {}) for name in ("dropout", "filtered")]
-    assert_allclose(labels.weights(tried), [0.2, 0.8])
+    assert_allclose(labels.weights(tried), [1 / 9, 8 / 9])
     tried[1].oof = np.where(np.arange(400)[:, None] % 4, alike, alike[:, ::-1])
     assert labels.weights(tried)[1] < 1e-3
 
@@ -164,6 +164,22 @@ def test_quality_is_the_out_of_fold_probability_of_the_label(fitted, iris):
 @pytest.fixture
 def _keeps_all(monkeypatch):
     monkeypatch.setattr(_auto, "NEGLIGIBLE", 0.0)  # networks may weigh little on small tables
+
+
+@pytest.mark.usefixtures("_keeps_all")
+def test_filtered_models_end_with_the_rows_that_the_mixture_confirms(iris):
+    """Their out-of-fold probabilities stay those of the filter that each fold made by itself."""
+    X, y = iris
+    noisy = inject_noise(y, "symmetric", 0.3, random_state=0)
+    noisy[::10] = -1
+    with pytest.warns(UserWarning, match="15 of 150 rows have no label"):
+        clf = auto(max_epochs=30).fit(X, noisy)
+    shallow = [m for m in clf.mixture_.models if not isinstance(m, Network)]
+    (filtered,) = (m.estimator for m in shallow if isinstance(m.estimator, Filtered))
+    labelled = noisy >= 0
+    confirmed = clf.oof_proba_.argmax(axis=1) == noisy
+    assert_array_equal(filtered.kept_, confirmed[labelled])
+    assert 0.6 < confirmed[labelled].mean() < 0.8
 
 
 @pytest.mark.usefixtures("_keeps_all")
@@ -343,7 +359,7 @@ def test_a_class_that_was_not_seen_has_probability_zero(name):
     x, codes = rng.normal(size=(60, 2)), rng.integers(0, 2, 60) * 2 + 1
     folds = np.append(np.arange(50) % 5, np.full(10, -1))
     model = Shallow(clone(_auto.SHALLOW[name]).set_params(random_state=0), n_classes=4)
-    oof = model.fit(x, codes, np.ones(60), folds)
+    oof, _ = model.fit(x, codes, np.ones(60), folds)
     assert_array_equal(model.proba(x)[:, [0, 2]], 0)
     assert_array_equal(oof[:, [0, 2]], 0)
     assert_allclose(oof.sum(axis=1), 1)
@@ -355,11 +371,11 @@ def test_models_do_not_predict_the_labels_they_learn_from(name):
     rng = np.random.default_rng(0)
     x, codes = rng.normal(size=(400, 30)), rng.integers(0, 2, 400)
     model = Shallow(clone(_auto.SHALLOW[name]).set_params(random_state=0), n_classes=2)
-    oof = model.fit(x, codes, np.ones(400), np.arange(400) % 5)
+    oof, _ = model.fit(x, codes, np.ones(400), np.arange(400) % 5)
     assert abs((oof.argmax(axis=1) == codes).mean() - 0.5) < 4 * 0.5 / np.sqrt(400)
     outside = np.repeat([0, -1], [300, 100])
     outside[:300] = np.arange(300) % 5
-    oof = model.fit(x, codes, np.ones(400), outside)
+    oof, _ = model.fit(x, codes, np.ones(400), outside)
     assert_allclose(oof[300:], model.proba(x[300:]))
 
 
@@ -435,29 +451,50 @@ def test_kernel_least_squares_know_the_rows_that_they_were_not_fitted_to(monkeyp
     assert (abs(proba - fitted.predict_proba(X))[~others].max(axis=1) > 0).all()
 
 
-def test_a_filtered_forest_learns_from_the_rows_that_others_confirm():
+def test_filtered_models_learn_from_the_rows_that_others_confirm():
     X, y = load_digits(return_X_y=True)
     X, X_test, y, y_test = train_test_split(X, y, test_size=0.5, random_state=0)
     noisy = inject_noise(y, "symmetric", 0.4, random_state=0)
-    fitted = FilteredForest(random_state=0).fit(X, noisy)
+    fitted = Filtered(random_state=0).fit(X, noisy)
     wrong = noisy != y
     assert fitted.kept_[~wrong].mean() > 0.9
     assert fitted.kept_[wrong].mean() < 0.02
-    alone = clone(fitted.trees_).fit(X, noisy)
-    assert fitted.score(X_test, y_test) > alone.score(X_test, y_test)
-    assert_allclose(fitted.predict_proba(X).sum(axis=1), 1)
+    for model in (fitted.trees_, fitted.kernel_):
+        alone = clone(model).fit(X, noisy)
+        assert model.score(X_test, y_test) > alone.score(X_test, y_test)
+    parts = fitted.trees_.predict_proba(X) + 2 * fitted.kernel_.predict_proba(X)
+    assert_allclose(fitted.predict_proba(X), parts / 3)
+    again = Filtered(random_state=0).fit(X, noisy, kept=fitted.kept_)
+    assert_array_equal(again.predict_proba(X), fitted.predict_proba(X))
 
 
-def test_a_filtered_forest_of_one_class():
+def test_filtered_models_take_a_kernel_that_is_there():
+    X, y = load_iris(return_X_y=True)
+    noisy = inject_noise(y, "symmetric", 0.3, random_state=0)
+    kept = []
+    for penalty in (1e-9, 1.0):  # the first follows every label
+        kernel = KernelLeastSquares(penalty=penalty, random_state=0).fit(X, noisy)
+        kept.append(Filtered(random_state=0).fit(X, noisy, kernel=kernel).kept_)
+    assert (kept[0] != kept[1]).sum() > 10
+
+
+def test_a_class_of_which_no_row_is_kept_has_probability_zero():
+    X, y = load_iris(return_X_y=True)
+    fitted = Filtered(random_state=0).fit(X, y, kept=y < 2)
+    assert_array_equal(fitted.predict_proba(X)[:, 2], 0)
+    assert fitted.score(X[y < 2], y[y < 2]) == 1
+
+
+def test_filtered_models_of_one_class():
     x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    fitted = FilteredForest(random_state=0).fit(x, np.full(20, 3))
+    fitted = Filtered(random_state=0).fit(x, np.full(20, 3))
     assert fitted.kept_.all()
     assert_array_equal(fitted.predict(x), np.full(20, 3))
 
 
 def test_a_filter_that_leaves_one_class_is_not_used():
     x, codes = np.zeros((40, 2)), np.repeat([0, 1], [30, 10])
-    fitted = FilteredForest(random_state=0).fit(x, codes)
+    fitted = Filtered(random_state=0).fit(x, codes)
     assert fitted.kept_.all()
     assert_array_equal(fitted.predict(x), np.zeros(40))
 
