@@ -17,8 +17,9 @@
 
 No label is changed, and the filter is made anew within each fold, so that steps 2 and 3 stay
 honest: no model has seen the label of a row that judges it, not even through a target or a choice
-of other rows. (The mixture's choice has: step 7 is not judged.) Without noise T is near the
-identity and nothing is lost.
+of other rows. The mixture's choice has, so that step 7 is not judged; and with ``cross_fit``, where
+out-of-fold probabilities are to be those of the model that predicts, it is left out. Without noise
+T is near the identity and nothing is lost.
 """
 
 from __future__ import annotations
@@ -353,8 +354,9 @@ class Auto:
         estimator = clone(SHALLOW[name]).set_params(random_state=self.seed)
         model = Shallow(estimator, labels.n_classes)
         given = {"kernel": self.fits["kernel"]} if name == "filtered" else {}
-        told = (self.x, labels.codes, labels.weight, labels.folds)
-        oof, self.fits[name] = model.fit(*told, **given)
+        oof, self.fits[name] = model.fit(
+            self.x, labels.codes, labels.weight, labels.folds, **given
+        )
         params = {k: v for k, v in estimator.get_params().items() if k != "random_state"}
         return Tried(name, model, oof, time.perf_counter() - started, params)
 
@@ -369,7 +371,8 @@ class Auto:
         started = time.perf_counter()
         labels, rows = self.labels, self.labels.rows
         kept = mixed[rows].argmax(axis=1) == labels.codes[rows]
-        estimator = clone(tried.model.estimator)
+        former = tried.model.estimator  # a penalty tuned to labels so alike would be too small
+        estimator = clone(former).set_params(**former.tuned_)
         estimator.fit(self.x[rows], labels.codes[rows], labels.weight[rows], kept=kept)
         seconds = tried.seconds + time.perf_counter() - started
         return replace(tried, model=Shallow(estimator, labels.n_classes), seconds=seconds)
@@ -380,10 +383,11 @@ class Auto:
         weights = np.where(weights < NEGLIGIBLE, 0.0, weights)
         weights /= weights.sum()
         oof = _mixed(weights, tried)
-        tried = [
-            self._confirmed(t, oof) if t.name == "filtered" and w > 0 else t
-            for t, w in zip(tried, weights, strict=True)
-        ]
+        if self.clf.cross_fit is None:
+            tried = [
+                self._confirmed(t, oof) if t.name == "filtered" and w > 0 else t
+                for t, w in zip(tried, weights, strict=True)
+            ]
         order = np.argsort(-weights, kind="stable")
         candidates = [
             Candidate(t.name, labels.accuracy(t.oof), float(w), t.seconds, t.params)

@@ -105,7 +105,9 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         a strategy trains together (co-teaching: pairs).
     cross_fit : int or None, default=None
         Number of folds k. The same fit then trains further members, each without one fold, for
-        ``oof_proba_`` and ``label_quality_``. Predictions do not change.
+        ``oof_proba_`` and ``label_quality_``. Predictions do not change, but for ``loss="auto"``,
+        which cross-fits anyway: it leaves out its last step, a model that has no such
+        probabilities of its own, so that ``oof_proba_`` are those of the mixture that predicts.
     module : str, torch module class or module, default="mlp"
         ``"mlp"``, ``"resnet"``, or ``"nested_mlp"`` and ``"nested_resnet"``, which order their
         last features by importance and keep as many as are best on held-out rows. A class is
@@ -188,7 +190,8 @@ class RobustClassifier(NestedParamsMixin, ClassifierMixin, BaseEstimator):
         With ``loss="auto"``: models and weights that predict.
     oof_proba_ : ndarray of shape (n_samples, n_classes)
         With ``cross_fit`` or ``loss="auto"``: probabilities by members that did not train on the
-        row.
+        row. To compare them with ``predict_proba``, as conformal prediction does, set
+        ``cross_fit`` for ``loss="auto"``, too.
     label_quality_ : ndarray of shape (n_samples,)
         With ``cross_fit`` or ``loss="auto"``: out-of-fold probability of the given label; low for a
         wrong one.

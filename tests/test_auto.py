@@ -68,7 +68,7 @@ def test_scikit_learn_conventions(estimator, check):
 
 def test_undoes_noise_that_one_loss_cannot():
     X, y = load_digits(return_X_y=True)
-    X, X_test, y, y_test = train_test_split(X, y, test_size=0.5, random_state=0)
+    X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, random_state=0)
     noisy = inject_noise(y, "pair", 0.4, random_state=0)
     clf = RobustClassifier(loss="auto", budget="fast", random_state=0).fit(X, noisy)
     alone = RobustClassifier(loss="gce", random_state=0).fit(X, noisy)
@@ -172,14 +172,19 @@ def test_filtered_models_end_with_the_rows_that_the_mixture_confirms(iris):
     X, y = iris
     noisy = inject_noise(y, "symmetric", 0.3, random_state=0)
     noisy[::10] = -1
-    with pytest.warns(UserWarning, match="15 of 150 rows have no label"):
-        clf = auto(max_epochs=30).fit(X, noisy)
-    shallow = [m for m in clf.mixture_.models if not isinstance(m, Network)]
-    (filtered,) = (m.estimator for m in shallow if isinstance(m.estimator, Filtered))
     labelled = noisy >= 0
-    confirmed = clf.oof_proba_.argmax(axis=1) == noisy
-    assert_array_equal(filtered.kept_, confirmed[labelled])
+    kept, oof = [], []
+    for cross_fit in (None, _auto.FOLDS):
+        with pytest.warns(UserWarning, match="15 of 150 rows have no label"):
+            clf = auto(max_epochs=30, cross_fit=cross_fit).fit(X, noisy)
+        shallow = [m for m in clf.mixture_.models if not isinstance(m, Network)]
+        kept += [m.estimator.kept_ for m in shallow if isinstance(m.estimator, Filtered)]
+        oof.append(clf.oof_proba_)
+    confirmed = oof[0].argmax(axis=1) == noisy
     assert 0.6 < confirmed[labelled].mean() < 0.8
+    assert_array_equal(kept[0], confirmed[labelled])
+    assert_array_equal(oof[0], oof[1])  # with cross_fit, of the models that predict
+    assert (kept[1] != kept[0]).any()
 
 
 @pytest.mark.usefixtures("_keeps_all")
