@@ -354,9 +354,7 @@ class Auto:
         estimator = clone(SHALLOW[name]).set_params(random_state=self.seed)
         model = Shallow(estimator, labels.n_classes)
         given = {"kernel": self.fits["kernel"]} if name == "filtered" else {}
-        oof, self.fits[name] = model.fit(
-            self.x, labels.codes, labels.weight, labels.folds, **given
-        )
+        oof, self.fits[name] = model.fit(self.x, labels.codes, labels.weight, labels.folds, **given)
         params = {k: v for k, v in estimator.get_params().items() if k != "random_state"}
         return Tried(name, model, oof, time.perf_counter() - started, params)
 
