@@ -40,6 +40,7 @@ from robustclf._build import SINGLE, Prepared, auto_epochs, fit_encoder, load_ro
 from robustclf._device import find_device
 from robustclf._distributed import common_random_state
 from robustclf._mixture import (
+    WHOLE,
     Filtered,
     Floats,
     KernelLeastSquares,
@@ -80,6 +81,7 @@ SHALLOW: dict[str, Any] = {
     "smooth_kernel": KernelLeastSquares(0.1),
     "filtered": Filtered(),
 }
+FILTERS = ("kernel", "smooth_kernel")  # that of less error chooses the rows of "filtered"
 UNDONE = ("forest", "extra_trees", "kernel", "smooth_kernel")  # enter again with the noise undone
 PRIOR = {"filtered": 8.0}  # weight of a model where labels cannot tell it from others; theirs is 1
 BUDGETS: dict[str, tuple[str, ...]] = {
@@ -353,7 +355,10 @@ class Auto:
         labels = self.labels
         estimator = clone(SHALLOW[name]).set_params(random_state=self.seed)
         model = Shallow(estimator, labels.n_classes)
-        given = {"kernel": self.fits["kernel"]} if name == "filtered" else {}
+        given = {}
+        if name == "filtered":
+            least = min(FILTERS, key=lambda kernel: self.fits[kernel][WHOLE].error_)
+            given["kernel"] = self.fits[least]
         oof, self.fits[name] = model.fit(self.x, labels.codes, labels.weight, labels.folds, **given)
         params = {k: v for k, v in estimator.get_params().items() if k != "random_state"}
         return Tried(name, model, oof, time.perf_counter() - started, params)

@@ -61,6 +61,11 @@ class KernelLeastSquares(Probabilistic):
         :math:`\lambda`; None for that of the least error.
     random_state : int, RandomState or None
 
+    Attributes
+    ----------
+    error_ : float
+        Mean squared error on rows left out one at a time; nan if the penalty was given.
+
     References
     ----------
     Williams, Seeger. Using the Nyström method to speed up kernel machines. NeurIPS 2000. Least
@@ -102,6 +107,7 @@ class KernelLeastSquares(Probabilistic):
         ridge.fit(features.fit_transform(X.astype(np.float64)), onehot, sample_weight=w)
         self.model_ = make_pipeline(features, ridge)
         self.tuned_ = {"penalty": self.penalty if given else float(ridge.alpha_)}
+        self.error_ = np.nan if given else -float(ridge.best_score_)
         return self
 
     def predict_proba(self, X: Any) -> Floats:

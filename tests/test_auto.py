@@ -188,6 +188,23 @@ def test_filtered_models_end_with_the_rows_that_the_mixture_confirms(iris):
 
 
 @pytest.mark.usefixtures("_keeps_all")
+@pytest.mark.parametrize("wanted", ["kernel", "smooth_kernel"])
+def test_the_kernel_of_less_error_filters(iris, wanted, monkeypatch):
+    X, y = iris
+    noisy = inject_noise(y, "symmetric", 0.3, random_state=0)
+    for name in _auto.FILTERS:
+        scale = 0.1 if name == wanted else 50.0
+        monkeypatch.setitem(_auto.SHALLOW, name, KernelLeastSquares(scale))
+    clf = auto(max_epochs=30, cross_fit=_auto.FOLDS).fit(X, noisy)
+    models = [m.estimator for m in clf.mixture_.models if not isinstance(m, Network)]
+    (filtered,) = (m for m in models if isinstance(m, Filtered))
+    kernels = [m for m in models if isinstance(m, KernelLeastSquares) and m.scale == 0.1]
+    x = clf.encoder_.transform(X)
+    alone = Filtered(random_state=filtered.random_state).fit(x, noisy, kernel=kernels[0])
+    assert_array_equal(filtered.kept_, alone.kept_)
+
+
+@pytest.mark.usefixtures("_keeps_all")
 def test_all_members_of_a_network_predict(iris):
     networks = [m for m in auto().fit(*iris).mixture_.models if isinstance(m, Network)]
     assert {model.net.n_members for model in networks} == {1 + _auto.FOLDS}
