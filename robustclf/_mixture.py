@@ -186,11 +186,7 @@ class Filtered(Probabilistic):
     """
 
     def __init__(
-        self,
-        n_estimators: int = 50,
-        *,
-        penalty: float | None = None,
-        random_state: Any = None,
+        self, n_estimators: int = 50, *, penalty: float | None = None, random_state: Any = None
     ) -> None:
         self.n_estimators = n_estimators
         self.penalty = penalty
@@ -203,11 +199,13 @@ class Filtered(Probabilistic):
 
         Parameters
         ----------
-        X, y, sample_weight
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+        y, sample_weight : array-like of shape (n_samples,)
         kernel : KernelLeastSquares, optional
             That of step 1, fitted to the same rows; None to fit it.
         kept : ndarray of shape (n_samples,), optional
-            Rows to learn from; None for those of steps 1 and 2.
+            Which rows to learn from; None for those of steps 1 and 2. If they have a single class,
+            they are all rows.
         """
         y, w = np.asarray(y), np.ones(X.shape[0]) if sample_weight is None else sample_weight
         self.classes_, codes = np.unique(y, return_inverse=True)
