@@ -32,9 +32,12 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from threadpoolctl import threadpool_limits
 
 from robustclf._build import SINGLE, Prepared, auto_epochs, fit_encoder, load_rows, make_strategies
 from robustclf._device import find_device
@@ -273,7 +276,7 @@ class Auto:
                 "No network of loss='auto' could be trained (the warnings say why): try a smaller "
                 f"lr than {self.clf.lr:g}, or leave it at its default."
             )
-        tried += [self._shallow(name) for name in SHALLOW]
+        tried += self._shallow_models()
         labels = self.labels
         corrected: list[Tried] = []
         for _ in range(ROUNDS):
@@ -350,12 +353,21 @@ class Auto:
             self.encoder, self.x = fit_encoder(encoder, X, weight)
         return self.encoder, self.x
 
-    def _shallow(self, name: str) -> Tried:
+    def _shallow_models(self) -> list[Tried]:
+        """Fit forests and kernels at once, and then what they filter."""
+        parallel = Parallel(torch.get_num_threads(), require="sharedmem")
+        with warnings.catch_warnings(), single_threaded_blas():
+            warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")
+            first = [name for name in SHALLOW if name != "filtered"]
+            tried = parallel(delayed(self._shallow)(name) for name in first)
+            return [*tried, self._shallow("filtered", parallel)]
+
+    def _shallow(self, name: str, parallel: Parallel | None = None) -> Tried:
         started = time.perf_counter()
         labels = self.labels
         estimator = clone(SHALLOW[name]).set_params(random_state=self.seed)
         model = Shallow(estimator, labels.n_classes)
-        given = {}
+        given: dict[str, Any] = {"parallel": parallel}
         if name == "filtered":
             least = min(FILTERS, key=lambda kernel: self.fits[kernel][WHOLE].error_)
             given["kernel"] = self.fits[least]
@@ -376,7 +388,8 @@ class Auto:
         kept = mixed[rows].argmax(axis=1) == labels.codes[rows]
         former = tried.model.estimator  # a penalty tuned to labels so alike would be too small
         estimator = clone(former).set_params(**former.tuned_)
-        estimator.fit(self.x[rows], labels.codes[rows], labels.weight[rows], kept=kept)
+        with single_threaded_blas():
+            estimator.fit(self.x[rows], labels.codes[rows], labels.weight[rows], kept=kept)
         seconds = tried.seconds + time.perf_counter() - started
         return replace(tried, model=Shallow(estimator, labels.n_classes), seconds=seconds)
 
@@ -413,6 +426,11 @@ class Auto:
         learned["oof_proba_"] = oof
         learned["label_quality_"] = np.where(self.missing, np.nan, quality)
         return learned
+
+
+def single_threaded_blas() -> threadpool_limits:
+    """Return a context in which matrices as small as here are not dealt out to waiting threads."""
+    return threadpool_limits(1, user_api="blas")
 
 
 def _mixed(weights: Floats, tried: Sequence[Tried]) -> Floats:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -269,13 +270,21 @@ class Shallow:
         return self.corrected(self.widened(self.estimator, x))
 
     def fit(
-        self, x: Any, codes: NDArray[np.int64], weight: Floats, folds: Any, **given: dict[int, Any]
+        self,
+        x: Any,
+        codes: NDArray[np.int64],
+        weight: Floats,
+        folds: Any,
+        *,
+        parallel: Parallel | None = None,
+        **given: dict[int, Any],
     ) -> tuple[Floats, dict[int, Any]]:
         """Fit to the rows that have a fold; return the probabilities of all rows, and the fits.
 
         Those of rows that have a fold are of trees, or of a copy, that did not train on them. The
         copies have the parameters that the classifier chose. Each fit is under its fold, that to
         all rows under ``WHOLE``, and so are further arguments of each fit in ``given``.
+        ``parallel`` fits the copies at once.
         """
         rows = np.flatnonzero(folds >= 0)
 
@@ -284,9 +293,7 @@ class Shallow:
             more = {name: by_fold[fold] for name, by_fold in given.items()}
             return estimator.fit(x[train], codes[train], sample_weight=weight[train], **more)
 
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")
-            fits = {WHOLE: fit(self.estimator, WHOLE)}
+        fits = {WHOLE: fit(self.estimator, WHOLE)}
         proba = np.empty((len(codes), self.n_classes))
         others = np.flatnonzero(folds < 0)
         if len(others):
@@ -295,8 +302,12 @@ class Shallow:
             proba[rows] = self.out_of_bag(x[rows])
             return proba, fits
         tuned = clone(self.estimator).set_params(**self.estimator.tuned_)
-        for fold in np.unique(folds[rows]).tolist():
-            fits[fold] = fit(clone(tuned), fold)
+        held_out = np.unique(folds[rows]).tolist()
+        copies = (parallel or Parallel(1, require="sharedmem"))(
+            delayed(fit)(clone(tuned), fold) for fold in held_out
+        )
+        fits |= zip(held_out, copies, strict=True)
+        for fold in held_out:
             test = rows[folds[rows] == fold]
             proba[test] = self.widened(fits[fold], x[test])
         return proba, fits

@@ -2,7 +2,9 @@
 
 import pickle
 import re
+import warnings
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -222,6 +224,17 @@ def test_same_seed_same_model(iris):
     first, second = (auto(random_state=3).fit(X, y).predict_proba(X) for _ in range(2))
     assert_array_equal(first, second)
     assert abs(first - auto(random_state=4).fit(X, y).predict_proba(X)).max() > 1e-3
+
+
+def test_threads_change_nothing_but_the_time(iris, monkeypatch):
+    proba, filters = [], []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        with joblib.parallel_config(backend="loky", n_jobs=2):  # fits share memory all the same
+            proba.append(auto().fit(*iris).oof_proba_)
+        filters.append(list(warnings.filters))
+    assert_allclose(*proba, rtol=1e-6)  # trees are added in any order
+    assert filters[0] == filters[1]
 
 
 def test_pickle_predicts_alike(fitted, iris):
