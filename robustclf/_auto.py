@@ -358,9 +358,9 @@ class Auto:
         parallel = Parallel(torch.get_num_threads(), require="sharedmem")
         with warnings.catch_warnings(), single_threaded_blas():
             warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")
-            first = [name for name in SHALLOW if name != "filtered"]
-            tried = parallel(delayed(self._shallow)(name) for name in first)
-            return [*tried, self._shallow("filtered", parallel)]
+            last = [name for name in SHALLOW if name == "filtered"]  # it takes the kernels
+            tried = parallel(delayed(self._shallow)(name) for name in SHALLOW if name not in last)
+            return [*tried, *(self._shallow(name, parallel) for name in last)]
 
     def _shallow(self, name: str, parallel: Parallel | None = None) -> Tried:
         started = time.perf_counter()
