@@ -298,6 +298,8 @@ def _kind(dtype: Any) -> int:
 def _numbers(graph: Graph, encoder: TabularEncoder, x: str) -> list[str]:
     """Add ``z / sqrt(1 + (z / 3)^2)``, 0 where missing, and the indicators of missing numbers."""
     missing = graph.add("IsNaN", x)
+    if np.isfinite(encoder.unit_).any():
+        x = _logarithms(graph, encoder, x)
     z = graph.add("Sub", x, graph.constant(encoder.center_))
     z = graph.add("Clip", z, graph.constant(-MAX), graph.constant(MAX))
     z = graph.add("Div", z, graph.constant(encoder.scale_))
@@ -309,6 +311,15 @@ def _numbers(graph: Graph, encoder: TabularEncoder, x: str) -> list[str]:
         indicated = graph.constant(np.flatnonzero(encoder._indicated))
         parts.append(graph.add("Gather", missing, indicated, axis=1))
     return parts
+
+
+def _logarithms(graph: Graph, encoder: TabularEncoder, x: str) -> str:
+    """Add ``sign(d) log(1 + |d| / unit)`` of the numbers with heavy tails, d from their origin."""
+    d = graph.add("Sub", x, graph.constant(encoder.origin_))
+    ratio = graph.add("Div", graph.add("Abs", d), graph.constant(encoder.unit_))
+    log = graph.add("Log", graph.add("Add", ratio, graph.constant(1.0)))
+    log = graph.add("Mul", graph.add("Sign", d), log)
+    return graph.add("Where", graph.constant(np.isfinite(encoder.unit_)), log, x)
 
 
 def _indicators(graph: Graph, column: Column, missing: str) -> str:

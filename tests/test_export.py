@@ -57,6 +57,8 @@ def frame(numbers):
     some = rng.random(N) < 0.2
     data = pd.DataFrame(numbers, columns=["a", "b", "c", "since 1970"])
     data["constant"] = 5.0
+    data["amount"] = np.where(some, np.nan, np.exp(3 * numbers[:, 0]))
+    data["debt"] = -np.exp(2 * numbers[:, 0]) - 1e3
     data.loc[some, "a"] = np.nan
     data["count"] = rng.integers(0, 9, N)
     data["kind"] = np.where(some, None, rng.choice(["null", "None", "ß", "x y"], N))
@@ -76,6 +78,8 @@ def unseen(frame):
     data.loc[2, ["b", "since 1970", "count", "constant"]] = np.nan
     data.loc[3, ["town", "grade"]] = None
     data.loc[4, ["a", "b", "c", "constant"]] = 1e300, -1e300, 1e17, -7.0
+    data.loc[5, ["amount", "debt"]] = 1e308, 1e308
+    data.loc[6, ["amount", "debt"]] = -1e308, np.nan
     return data
 
 
@@ -162,6 +166,7 @@ def assert_same(clf, session, X, atol=1e-6, **options):
 )
 def test_a_table_enters_as_it_is(session, frame, unseen, labels, params):
     clf = small(**params).fit(frame, labels)
+    assert np.isfinite(clf.encoder_.unit_).sum() == 2  # numbers with heavy tails
     model = session(clf)
     assert {i.name: i.type for i in model.get_inputs()} == {
         name: "tensor(string)" if name in ("kind", "town") else "tensor(double)" for name in frame

@@ -126,7 +126,8 @@ def test_one_outlier_changes_little(rng):
     clean, hurt = TabularEncoder().fit_transform(X), TabularEncoder().fit_transform(wild)
     gaussian = [0, 4]
     assert np.abs(np.delete(clean - hurt, 7, axis=0)[:, gaussian]).max() < 0.02
-    np.testing.assert_allclose(hurt[7, :3], 3)
+    np.testing.assert_allclose(hurt[7, [0, 2]], 3)
+    assert 2.8 < hurt[7, 1] < 3  # its logarithm, since the tails are heavy
 
 
 def test_increasing_odd_and_bounded(rng):
@@ -137,6 +138,100 @@ def test_increasing_odd_and_bounded(rng):
     mirrored = encoder.transform(2 * encoder.center_ - x)
     np.testing.assert_allclose(mirrored, -out, rtol=1e-12, atol=1e-12)
     assert np.abs(out).max() < 3
+
+
+# ---- numbers with heavy tails
+
+
+def logarithm(x, origin, unit):
+    d = x - origin
+    return np.sign(d) * np.log(1 + np.abs(d) / unit)
+
+
+def clip(z):
+    return z / np.sqrt(1 + (z / 3) ** 2)
+
+
+def of_shares(x, shares):
+    return np.quantile(x, shares, method="inverted_cdf")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_formula_of_a_heavy_tail(rng, sign):
+    x = sign * np.exp(2 * rng.normal(size=501)) + 7
+    origin = of_shares(x, [63 / 64, 1 / 2, 1 / 64][sign + 1])
+    below, above = origin - x[x < origin], x[x > origin] - origin
+    unit = (of_shares(below, 1 / 8) + of_shares(above, 1 / 8)) / 2
+    z = logarithm(x, origin, unit)
+    lower, median, upper = of_shares(z, [0.25, 0.5, 0.75])
+    encoder = TabularEncoder(dtype="float64")
+    out = encoder.fit_transform(x[:, None])[:, 0]
+    assert encoder.origin_ == origin
+    np.testing.assert_allclose(encoder.unit_, unit, rtol=1e-12)
+    np.testing.assert_allclose(out, clip((z - median) / (upper - lower)), rtol=1e-10, atol=1e-12)
+    assert (np.argsort(out) == np.argsort(x)).all()
+
+
+def test_two_heavy_tails_have_their_origin_in_the_middle(rng):
+    x = rng.standard_cauchy(501)
+    encoder = TabularEncoder(dtype="float64").fit(x[:, None])
+    assert encoder.origin_ == np.median(x)
+    near = [of_shares(np.abs(side), 1 / 8) for side in (x[x < np.median(x)], x[x > np.median(x)])]
+    assert encoder.unit_ == pytest.approx(np.mean(near), abs=np.median(np.abs(x)) / 10)
+    mirrored = encoder.transform(2 * np.median(x) - x[:, None])
+    assert (np.diff(encoder.transform(np.sort(x)[:, None]), axis=0) > 0).all()
+    assert np.abs(mirrored + encoder.transform(x[:, None])).max() < 0.5  # the ranges differ a bit
+
+
+@pytest.mark.parametrize(
+    ("draw", "heavy"),
+    [
+        (lambda rng, n: rng.normal(size=n), False),
+        (lambda rng, n: rng.exponential(size=n), False),
+        (lambda rng, n: rng.standard_t(3, n), False),
+        (lambda rng, n: np.exp(0.6 * rng.normal(size=n)), False),
+        (lambda rng, n: np.exp(rng.normal(size=n)), True),
+        (lambda rng, n: rng.standard_cauchy(n), True),
+        (lambda rng, n: rng.random(n) < 0.05, False),
+        (lambda rng, n: np.where(rng.random(n) < 0.8, 0, np.exp(2 * rng.normal(size=n))), True),
+        (lambda rng, n: np.where(rng.random(n) < 0.01, 1e9, rng.normal(size=n)), False),
+        (lambda rng, n: np.zeros(n), False),
+    ],
+)
+def test_which_tails_are_heavy(rng, draw, heavy):
+    X = np.asarray(draw(rng, 4000), dtype=float)[:, None]
+    assert np.isfinite(TabularEncoder().fit(X).unit_) == heavy
+    plain = TabularEncoder(max_tail=np.inf).fit(X)
+    assert np.isinf(plain.unit_)
+    same = np.array_equal(plain.transform(X), TabularEncoder().fit_transform(X))
+    assert same is not heavy
+
+
+def test_orders_of_magnitude_stay_apart(rng):
+    x = np.exp(3 * rng.normal(size=1000))
+    gauss = TabularEncoder().fit_transform(np.log(x)[:, None])
+    assert np.corrcoef(TabularEncoder().fit_transform(x[:, None]), gauss, rowvar=False)[0, 1] > 0.98
+    clipped = TabularEncoder(max_tail=np.inf).fit_transform(x[:, None])
+    assert np.corrcoef(clipped, gauss, rowvar=False)[0, 1] < 0.9
+
+
+def test_heavy_tails_beside_others_with_gaps_and_infinities(rng):
+    X = numbers(rng, 300)
+    X[:, 2] = np.exp(3 * X[:, 0])
+    X[rng.random(300) < 0.2, 2] = np.nan
+    encoder = TabularEncoder(dtype="float64")
+    out = encoder.fit_transform(X)
+    assert np.isfinite(encoder.unit_).tolist() == [False, True, True, False, False]
+    alone = TabularEncoder(dtype="float64").fit_transform(X[:, 2:3])
+    np.testing.assert_array_equal(out[:, [2, 5]], alone)
+    assert (alone[np.isnan(X[:, 2]), 0] == 0).all()
+    np.testing.assert_allclose(TabularEncoder().fit_transform(X), out, atol=1e-6)
+    huge = encoder.transform([[0, 1e308, 1e308, 0, 0], [0, -1e308, -1e308, 0, 0]])
+    assert (np.abs(huge) <= 3).all()
+    with pytest.raises(ValueError, match=r"infinity or a value .* column 'x2', 1 row"):
+        encoder.transform([[0, 0, np.inf, 0, 0]])
+    with pytest.raises(ValueError, match="Input X contains infinity"):
+        encoder.fit(np.where(np.nanmax(X[:, 2]) == X, np.inf, X))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -453,6 +548,8 @@ def frame_of(**columns):
 FIT_ERRORS = [
     ({"max_one_hot": -1}, np.eye(2), ValueError, "max_one_hot must be an integer >= 0, got -1"),
     ({"max_one_hot": 2.5}, np.eye(2), ValueError, "max_one_hot must be an integer >= 0, got 2.5"),
+    ({"max_tail": 0}, np.eye(2), ValueError, "max_tail must be a positive number, got 0."),
+    ({"max_tail": "8"}, np.eye(2), ValueError, "max_tail must be a positive number, got '8'."),
     ({"dtype": "float16"}, np.eye(2), ValueError, "'float32' or 'float64', got 'float16'"),
     ({"categorical_features": "dtype"}, np.eye(2), ValueError, "'dtype' is not known: use 'from_d"),
     (

@@ -1,14 +1,16 @@
 """Columns of a table, one at a time: how numbers are scaled, and which values categories have."""
 
 from collections.abc import Hashable, Iterator
-from math import inf, isfinite, isinf
-from typing import Any, NoReturn
+from math import inf, isfinite
+from typing import Any, NamedTuple, NoReturn
 
 import narwhals as nw
 import numpy as np
 from numpy.typing import NDArray
 
-QUANTILES = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+# shares of the weight; in binary fractions a repetition is a weight to the last digit
+SHARES = np.array([0.0, 1 / 64, 0.25, 0.5, 0.75, 63 / 64, 1.0])
+NEAR = 1 / 8  # share of the distances from the origin that are shorter than the unit of logarithms
 CHUNK = 2**14  # elements: the temporaries of one chunk stay in the processor's cache
 FAR = 1e18  # its square is finite, and its smooth clip is 3 to the last digit
 MAX, TINY = float(np.finfo(np.float64).max), 5e-324
@@ -33,30 +35,95 @@ def smooth_clip(x: NDArray[Any], center: Any, scale: Any, out: NDArray[Any]) -> 
     return finite
 
 
-def spread_of(
-    column: NDArray[Any], weight: NDArray[np.float64] | None, name: str
-) -> tuple[float, float, bool]:
-    """Return median, divisor and presence of missing values of a column, which gets sorted."""
-    n = int(len(column) - np.count_nonzero(np.isnan(column)))  # NaN sorts last
-    if weight is None:
-        column.sort()
-        missing = n < len(column)
-        at = np.maximum(np.ceil(QUANTILES * n).astype(np.intp) - 1, 0)
-    else:
-        order = np.argsort(column)
-        missing = bool(weight[order[n:]].any())
-        mass = weight[order[:n]]
-        np.cumsum(mass, out=mass)
+class Spread(NamedTuple):
+    """What is learned of a column of numbers: `origin` and `unit` are those of its logarithm."""
+
+    center: float
+    scale: float
+    origin: float
+    unit: float
+    missing: bool
+
+
+class Ordered:
+    """The known values of a column, which gets sorted, and the weight of those in front of each."""
+
+    def __init__(self, column: NDArray[Any], weight: NDArray[np.float64] | None) -> None:
+        self.column = column
+        self.n = int(len(column) - np.count_nonzero(np.isnan(column)))  # NaN sorts last
+        self.order = self.mass = None
+        if weight is None:
+            column.sort()
+            self.missing = self.n < len(column)
+        else:
+            self.order = np.argsort(column)
+            self.missing = bool(weight[self.order[self.n :]].any())
+            self.mass = weight[self.order[: self.n]]
+            np.cumsum(self.mass, out=self.mass)
+
+    def before(self, position: int) -> float:
+        """Return the weight of the rows in front of a position."""
+        if self.mass is None or position == 0:
+            return float(position)
+        return float(self.mass[position - 1])
+
+    def at(self, shares: Any, low: int = 0, high: int | None = None) -> Any:
+        """Return the first values to reach each share of the weight from `low` to `high`."""
+        start = self.before(low)
         # a positive target, so that the minimum too is of a row of positive weight
-        at = np.searchsorted(mass, np.maximum(QUANTILES * mass[-1:].sum(), TINY))
-    if at[-1] == n:  # nothing is known
-        return 0.0, inf, missing
-    chosen = column[at if weight is None else order[at]]
-    low, lower, median, upper, high = chosen.astype(np.float64).tolist()
-    if isinf(low) or isinf(high):
-        refuse_infinite(column, name)
+        target = start + np.maximum(shares * (self.before(high or self.n) - start), TINY)
+        if self.mass is None or self.order is None:
+            at = np.ceil(target).astype(np.intp) - 1
+        else:
+            at = self.order[np.searchsorted(self.mass, target)]
+        return self.column[at]
+
+    def distance(self, share: float, origin: Any) -> float:
+        """Return the share's quantile of the distances above and below a value, in the mean."""
+        low, high = (
+            int(np.searchsorted(self.column, origin, side, sorter=self.order))
+            for side in ("left", "right")
+        )
+        sides = []
+        if self.before(low) > 0:
+            sides.append(float(origin) - float(self.at(1 - share, 0, low)))
+        if self.before(self.n) > self.before(high):
+            sides.append(float(self.at(share, high)) - float(origin))
+        return sum(sides) / len(sides) if sides else inf
+
+
+def spread_of(
+    column: NDArray[Any], weight: NDArray[np.float64] | None, name: str, max_tail: float
+) -> Spread:
+    """Return what is learned of a column, which gets sorted."""
+    known = Ordered(column, weight)
+    if known.before(known.n) == 0:
+        return Spread(0.0, inf, 0.0, inf, known.missing)
+    with np.errstate(over="ignore"):
+        chosen = known.at(SHARES)
+        values = chosen.astype(np.float64)
+        if np.isinf(values[[0, -1]]).any():
+            refuse_infinite(column, name)
+        tails = np.array([values[3] - values[1], values[5] - values[3]])
+        heavy = tails > max_tail * known.distance(0.5, chosen[3])
+        origin, unit = 0.0, inf
+        if heavy.any():
+            # as far as can be from the tail, so that what is on the other side stays apart
+            at = 3 if heavy.all() else 1 if heavy[1] else 5
+            origin, unit = float(values[at]), known.distance(NEAR, chosen[at])
+            values = signed_log(values, origin, unit)
+        low, _, lower, median, upper, _, high = values.tolist()
     # an infinite divisor: a column from which nothing is learned stays 0 in prediction
-    return median, min(upper - lower or high / 2 - low / 2, MAX) or inf, missing
+    scale = min(upper - lower or high / 2 - low / 2, MAX) or inf
+    return Spread(median, scale, origin, unit, known.missing)
+
+
+def signed_log(x: NDArray[Any], origin: Any, unit: Any) -> NDArray[np.float64]:
+    """Return sign(d) log(1 + |d| / unit) for d = x - origin."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        d = x - origin
+        out: NDArray[np.float64] = np.copysign(np.log1p(np.abs(d) / unit), d)
+    return out
 
 
 def sparse_scale(X: Any, weight: NDArray[np.float64] | None) -> NDArray[np.float64]:

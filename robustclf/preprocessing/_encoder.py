@@ -26,6 +26,7 @@ from robustclf.preprocessing._columns import (
     is_category,
     numbered,
     refuse_infinite,
+    signed_log,
     smooth_clip,
     sparse_scale,
     spread_of,
@@ -43,7 +44,19 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
               \mathrm{out} = \frac{z}{\sqrt{1 + (z / 3)^2}} \in (-3, 3).
 
     Where the interquartile range is 0, half the range takes its place; a constant column is 0
-    everywhere. A missing number is 0. Quantiles are of the weighted training rows, so an integer
+    everywhere. A missing number is 0.
+
+    Clipping leaves little of a number that spans orders of magnitude, such as an amount or a count.
+    Where a tail is heavy, that is, where the 1/64 or 63/64 quantile is more than ``max_tail``
+    deviations from the median (the mean of the median distances above and below it), x is first
+    replaced by
+
+    .. math:: \mathrm{sign}(d) \log(1 + |d| / u), \qquad d = x - o,
+
+    with the origin o at the quantile opposite of the tail, or at the median if both tails are
+    heavy, and u the mean of the 1/8 quantiles of the distances above and below it. A log-normal
+    number has a heavy tail for a standard deviation of the logarithm of .8 and more, an exponential
+    one has none. Quantiles are of the weighted training rows, so an integer
     weight is exactly a repetition and a weight of 0 exactly a dropped row.
 
     The columns of the output are, in this order: the numbers; an indicator of each number that
@@ -60,6 +73,9 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
         gives their names, their positions or a mask; None means that all columns are numbers.
     max_one_hot : int, default=9
         Most values a category may have to get indicators instead of codes.
+    max_tail : float, default=8.0
+        Longest tail, in deviations from the median, of a number that is not replaced by its
+        logarithm; ``np.inf`` leaves all as they are.
     dtype : "float32" or "float64", default="float32"
         Precision of the output.
 
@@ -72,7 +88,10 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
     cardinalities_ : tuple of int
         For each column of codes, the number of codes with the 0.
     center_, scale_ : ndarray of shape (n_numbers,)
-        What is subtracted from the numbers, and what they are divided by.
+        What is subtracted from the numbers (their logarithms where a tail is heavy), and what
+        they are divided by.
+    origin_, unit_ : ndarray of shape (n_numbers,)
+        The o and u of the logarithms; u is infinite where no tail is heavy.
     n_features_in_ : int
         Number of input columns.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -89,11 +108,11 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
     >>> X = [[1.0, "a"], [2.0, "b"], [3.0, "a"], [None, "b"], [1e9, "a"]]
     >>> encoder = TabularEncoder().fit(X)
     >>> print(encoder.transform(X).round(2))
-    [[-0.49  0.    1.    0.  ]
+    [[-0.62  0.    1.    0.  ]
      [ 0.    0.    0.    1.  ]
-     [ 0.49  0.    1.    0.  ]
+     [ 0.37  0.    1.    0.  ]
      [ 0.    1.    0.    1.  ]
-     [ 3.    0.    1.    0.  ]]
+     [ 2.96  0.    1.    0.  ]]
     >>> encoder.get_feature_names_out(["size", "kind"])
     array(['size', 'missingindicator_size', 'kind_a', 'kind_b'], dtype=object)
     """
@@ -103,10 +122,12 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
         *,
         categorical_features: Any = "from_dtype",
         max_one_hot: int = 9,
+        max_tail: float = 8.0,
         dtype: Any = "float32",
     ) -> None:
         self.categorical_features = categorical_features
         self.max_one_hot = max_one_hot
+        self.max_tail = max_tail
         self.dtype = dtype
 
     def fit(self, X: Any, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
@@ -258,6 +279,8 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
         """Learn everything from the rows of positive weight and return X validated."""
         if not isinstance(self.max_one_hot, int | np.integer) or self.max_one_hot < 0:
             raise ValueError(f"max_one_hot must be an integer >= 0, got {self.max_one_hot!r}.")
+        if not isinstance(self.max_tail, float | int | np.number) or not self.max_tail > 0:
+            raise ValueError(f"max_tail must be a positive number, got {self.max_tail!r}.")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
         data = self._validate(X, reset=True)
@@ -274,6 +297,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
         if self._sparse:
             self.scale_ = sparse_scale(data, weight)
             self.center_, self._indicated = np.zeros_like(self.scale_), np.zeros_like(mask)
+            self.origin_, self.unit_ = np.zeros_like(self.scale_), np.full_like(self.scale_, np.inf)
         else:
             data = self._columns(data)
             self._fit_columns(data, weight)
@@ -294,9 +318,11 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
             self._tables[j] = table_of(data[j][rows], names[j])
         copies = column_copies(data, np.flatnonzero(~mask).tolist())
         spread = [
-            spread_of(copy, weight, name) for copy, name in zip(copies, names[~mask], strict=True)
+            spread_of(copy, weight, name, self.max_tail)
+            for copy, name in zip(copies, names[~mask], strict=True)
         ]
-        self.center_, self.scale_, indicated = np.reshape(spread, (-1, 3)).T.copy()
+        learned: NDArray[np.float64] = np.reshape(spread, (-1, 5)).T.copy()
+        self.center_, self.scale_, self.origin_, self.unit_, indicated = learned
         self._indicated = indicated > 0
 
     def _columns(self, data: Any) -> Any:
@@ -379,7 +405,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
         center, scale, step = self.center_[which], self.scale_[which], max(1, CHUNK // X.shape[1])
         for start in range(0, len(X), step):
             block, target = X[start : start + step], out[start : start + step]
-            if smooth_clip(block, center, scale, target[:, which]):
+            if smooth_clip(self._logarithms(block, which), center, scale, target[:, which]):
                 continue
             for column in np.flatnonzero(np.isinf(block).any(axis=0)):
                 names = _check_feature_names_in(self, None)[~self._categorical]
@@ -388,6 +414,15 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
             target[:, which][missing] = 0
             at = len(self.center_) + int(self._indicated[:first].sum())
             target[:, at : at + int(indicated.sum())] = missing[:, indicated]
+
+    def _logarithms(self, block: NDArray[Any], which: slice) -> NDArray[Any]:
+        """Return numbers with those of heavy tails replaced by their logarithms."""
+        origin, unit = self.origin_[which], self.unit_[which]
+        heavy = np.flatnonzero(unit < np.inf)
+        if heavy.size:
+            block = block.astype(np.float64)
+            block[:, heavy] = signed_log(block[:, heavy], origin[heavy], unit[heavy])
+        return block
 
     def _encode_sparse(self, X: Any) -> Any:
         data = np.empty(X.nnz, self.dtype)
