@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accuracy import grid
-from data import HALVES, REAL, TABLES, load
+from data import DERIVED, REAL, TABLES, load
 from runs import append, parse_names, parse_noise, parse_numbers
 from standings import INJECTED, NOISES
 
@@ -117,8 +117,10 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="print the table, run nothing")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="summary; write the table there")
     args = parser.parse_args()
-    if unknown := set(args.datasets) - {*TABLES, *HALVES, *REAL}:
-        parser.error(f"unknown tables {unknown}; there are {', '.join([*TABLES, *HALVES, *REAL])}.")
+    if unknown := set(args.datasets) - {*TABLES, *DERIVED, *REAL}:
+        parser.error(
+            f"unknown tables {unknown}; there are {', '.join([*TABLES, *DERIVED, *REAL])}."
+        )
     text = args.results.read_text() if args.results.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]
     if args.summary or args.csv:

@@ -14,7 +14,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, scale
 
 Features = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -33,6 +33,8 @@ MLBENCH = {  # file in uci_mlbench, OpenML id, number of trailing columns that a
 TABLES = ["vehicle", "vowel", "digits", "dna", "breast_cancer", "satellite", "letter", "shuttle"]
 HALVES = [f"{name}-binary" for name in TABLES if name != "breast_cancer"]
 BINARY = ("breast_cancer", *HALVES)  # with two classes
+TAILED = [f"{name}-lognormal" for name in TABLES]
+DERIVED = [*HALVES, *TAILED]
 JIRA = ("activemq", "camel", "derby", "groovy", "jruby", "lucene", "wicket")
 REAL = {"cifar10n": ("aggre", "random1", "worse"), "trec": ("real",)}  # the noises they come with
 REAL |= {f"jira-{project}": ("real",) for project in JIRA}
@@ -50,7 +52,8 @@ def load(name: str, noise: str, rate: float, seed: int, max_train: int = 10_000)
 
     Parameters
     ----------
-    name : {*TABLES, *HALVES, *REAL}; with "-binary" the class is whether its number is odd
+    name : {*TABLES, *DERIVED, *REAL}; with "-binary" the class is whether its number is odd, with
+        "-lognormal" each number x is exp(2 z), z being x standardised
     noise : {"none", *NOISES}, or for the tables with real noise {"none", *REAL[name]}
     rate : share of training labels that are wrong; real noise brings its own
     seed : governs the split, the subsample and the noise, each the same whatever the noise
@@ -76,12 +79,15 @@ def load_table(name: str) -> tuple[Features, Labels]:
     if name in HALVES:
         X, y = load_table(name.removesuffix("-binary"))
         return X, y % 2
+    if name in TAILED:
+        X, y = load_table(name.removesuffix("-lognormal"))
+        return np.exp(2 * scale(X)), y
     if name in SKLEARN:
         X, y = SKLEARN[name](return_X_y=True)
     elif name in MLBENCH:
         X, y = _load_mlbench(*MLBENCH[name])
     else:
-        raise ValueError(f"No table {name!r}; there are {', '.join([*TABLES, *HALVES, *REAL])}.")
+        raise ValueError(f"No table {name!r}; there are {', '.join([*TABLES, *DERIVED, *REAL])}.")
     return X.astype(float), np.unique(y, return_inverse=True)[1]
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
 
+from robustclf.preprocessing import TabularEncoder
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 accuracy = importlib.import_module("accuracy")
@@ -67,6 +69,16 @@ def test_halves_of_the_classes():
     np.testing.assert_array_equal(y, digit % 2)
     assert "symmetric-.6" not in accuracy.noises_of("digits-binary")
     assert "symmetric-.6" in accuracy.noises_of("digits")
+
+
+def test_heavy_tails_have_the_order_of_the_table():
+    X, y = data.load_table("breast_cancer-lognormal")
+    plain, same = data.load_table("breast_cancer")
+    np.testing.assert_array_equal(y, same)
+    np.testing.assert_array_equal(
+        X.argsort(axis=0, kind="stable"), plain.argsort(axis=0, kind="stable")
+    )
+    assert np.isfinite(TabularEncoder().fit(X).unit_).mean() > 0.9
 
 
 def test_class_dependent_noise_has_a_rate_for_each_class():
