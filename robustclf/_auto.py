@@ -69,7 +69,7 @@ ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "
 NETWORKS: dict[str, dict[str, Any]] = {
     "dropout": {"samples": 30_000, "dropout": 0.5},
     "sparse": {"samples": 30_000, "lr": 0.002, "strategy": GroupLasso()},
-    "periodic": {"samples": 60_000, "numeric_embedding": "periodic"},
+    "periodic": {"samples": 30_000, "numeric_embedding": "periodic"},
     "resnet": {"samples": 30_000, "module": "resnet", "hidden": (96,), "wide": (192,)}
     | {"dropout": 0.3, "lr": 0.003, "warm_up": 0.1},
     "long": {"samples": 60_000},
@@ -357,7 +357,6 @@ class Auto:
         """Fit forests and kernels at once, and then what they filter."""
         parallel = Parallel(torch.get_num_threads(), require="sharedmem")
         with warnings.catch_warnings(), single_threaded_blas():
-            # of rows that every tree trained on; Shallow.out_of_bag gives them the mean
             warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")
             last = [name for name in SHALLOW if name == "filtered"]  # it takes the kernels
             tried = parallel(delayed(self._shallow)(name) for name in SHALLOW if name not in last)
