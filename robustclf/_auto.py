@@ -357,6 +357,7 @@ class Auto:
         """Fit forests and kernels at once, and then what they filter."""
         parallel = Parallel(torch.get_num_threads(), require="sharedmem")
         with warnings.catch_warnings(), single_threaded_blas():
+            # of rows that every tree trained on; Shallow.out_of_bag gives them the mean
             warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")
             last = [name for name in SHALLOW if name == "filtered"]  # it takes the kernels
             tried = parallel(delayed(self._shallow)(name) for name in SHALLOW if name not in last)
