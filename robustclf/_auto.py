@@ -27,6 +27,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -356,9 +357,7 @@ class Auto:
     def _shallow_models(self) -> list[Tried]:
         """Fit forests and kernels at once, and then what they filter."""
         parallel = Parallel(torch.get_num_threads(), require="sharedmem")
-        with warnings.catch_warnings(), single_threaded_blas():
-            # of rows that every tree trained on; Shallow.out_of_bag gives them the mean
-            warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")
+        with fits_of_trees_and_kernels():
             last = [name for name in SHALLOW if name == "filtered"]  # it takes the kernels
             tried = parallel(delayed(self._shallow)(name) for name in SHALLOW if name not in last)
             return [*tried, *(self._shallow(name, parallel) for name in last)]
@@ -389,7 +388,7 @@ class Auto:
         kept = mixed[rows].argmax(axis=1) == labels.codes[rows]
         former = tried.model.estimator  # a penalty tuned to labels so alike would be too small
         estimator = clone(former).set_params(**former.tuned_)
-        with single_threaded_blas():
+        with fits_of_trees_and_kernels():
             estimator.fit(self.x[rows], labels.codes[rows], labels.weight[rows], kept=kept)
         seconds = tried.seconds + time.perf_counter() - started
         return replace(tried, model=Shallow(estimator, labels.n_classes), seconds=seconds)
@@ -429,9 +428,16 @@ class Auto:
         return learned
 
 
-def single_threaded_blas() -> threadpool_limits:
-    """Return a context in which matrices as small as here are not dealt out to waiting threads."""
-    return threadpool_limits(1, user_api="blas")
+@contextmanager
+def fits_of_trees_and_kernels() -> Iterator[None]:
+    """Deal out no matrix as small as here to waiting threads; leave the filters of warnings alone.
+
+    Forests set them in each of their threads, and what they restore depends on which ends last.
+    """
+    with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
+        # of rows that every tree trained on; Shallow.out_of_bag gives them the mean
+        warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")
+        yield
 
 
 def _mixed(weights: Floats, tried: Sequence[Tried]) -> Floats:

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.kernel_approximation import Nystroem
-from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state, gen_batches
@@ -102,13 +103,14 @@ class KernelLeastSquares(Probabilistic):
         )
         scaler = StandardScaler(with_mean=not issparse(X))
         onehot = (y[:, None] == self.classes_).astype(np.float64)
-        given = self.penalty is not None
-        ridge = Ridge(self.penalty, solver="cholesky") if given else RidgeCV(PENALTIES)
         features = make_pipeline(scaler, nystroem)
-        ridge.fit(features.fit_transform(X.astype(np.float64)), onehot, sample_weight=w)
+        phi = features.fit_transform(X.astype(np.float64))
+        penalty, self.error_ = self.penalty, np.nan
+        if penalty is None:
+            penalty, self.error_ = least_error(phi, onehot, w)
+        ridge = Ridge(penalty, solver="cholesky").fit(phi, onehot, sample_weight=w)
         self.model_ = make_pipeline(features, ridge)
-        self.tuned_ = {"penalty": self.penalty if given else float(ridge.alpha_)}
-        self.error_ = np.nan if given else -float(ridge.best_score_)
+        self.tuned_ = {"penalty": penalty}
         return self
 
     def predict_proba(self, X: Any) -> Floats:
@@ -120,26 +122,47 @@ class KernelLeastSquares(Probabilistic):
     def left_out_proba(self, X: Any, y: Any, sample_weight: Any) -> Floats:
         """Return what ``predict_proba`` of the fitted rows would be, each row left out in turn."""
         features, ridge = self.model_
-        phi, w = features.transform(X[self.fitted_].astype(np.float64)), sample_weight[self.fitted_]
-        mean = np.average(phi, axis=0, weights=w)
-        gram = ((phi - mean).T * w) @ (phi - mean)
+        rows = self.fitted_
+        phi, w = features.transform(X[rows].astype(np.float64)), sample_weight[rows]
+        value = ridge.predict(phi).reshape(len(phi), -1)
+        phi -= np.average(phi, axis=0, weights=w)
+        gram = (phi.T * w) @ phi
         gram.flat[:: len(gram) + 1] += self.tuned_["penalty"]
-        inverse = np.linalg.inv(gram)
-        w = sample_weight * self.fitted_
-        values = []
-        for rows in gen_batches(X.shape[0], CHUNK):
-            phi = features.transform(X[rows].astype(np.float64))
-            leverage = np.einsum("ij,jk,ik->i", phi - mean, inverse, phi - mean, optimize=True)
-            own = (w[rows] * (leverage + 1 / w.sum())).clip(max=MOST_LEVERAGE)[:, None]
-            onehot = y[rows, None] == self.classes_
-            value = ridge.predict(phi).reshape(onehot.shape)
-            values.append((value - own * onehot) / (1 - own))
-        return self._proba(np.concatenate(values))
+        leverage = np.einsum("ij,ij->i", phi @ np.linalg.inv(gram), phi)
+        own = (w * (leverage + 1 / w.sum())).clip(max=MOST_LEVERAGE)[:, None]
+        onehot = y[rows, None] == self.classes_
+        proba = np.empty((len(rows), len(self.classes_)))
+        proba[rows] = self._proba((value - own * onehot) / (1 - own))
+        if not rows.all():
+            proba[~rows] = self.predict_proba(X[~rows])
+        return proba
 
     def _proba(self, values: Floats) -> Floats:
         proba: Floats = values.reshape(-1, len(self.classes_)).clip(LEAST)
         proba /= proba.sum(axis=1, keepdims=True)
         return proba
+
+
+def least_error(phi: Floats, target: Floats, weight: Floats) -> tuple[float, float]:
+    """Return the penalty of the least squared leave-one-out error, and this error.
+
+    As ``RidgeCV`` of scikit-learn does, but turned to the principal axes of the features, where the
+    leverages of all penalties are one product of matrices.
+    """
+    phi = phi - np.average(phi, axis=0, weights=weight)
+    target = target - np.average(target, axis=0, weights=weight)
+    values, axes = eigh((phi.T * weight) @ phi)
+    phi = phi @ axes
+    shrunk = 1 / (values[:, None] + PENALTIES)
+    right = (phi.T * weight) @ target
+    residuals = [target - phi @ (right * by[:, None]) for by in shrunk.T]
+    own = weight[:, None] * (np.square(phi, out=phi) @ shrunk + 1 / weight.sum())
+    errors = [
+        float(np.mean(weight[:, None] * (residual / (1 - h[:, None])) ** 2))
+        for residual, h in zip(residuals, own.T, strict=True)
+    ]
+    best = int(np.argmin(errors))
+    return float(PENALTIES[best]), errors[best]
 
 
 class Filtered(Probabilistic):

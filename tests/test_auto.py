@@ -13,13 +13,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris, make_classification
-from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from skorch.callbacks import Callback
 
-from robustclf import RobustClassifier, _auto, _mixture
-from robustclf._mixture import Filtered, KernelLeastSquares, Network, Shallow
+from robustclf import RobustClassifier, _auto
+from robustclf._mixture import Filtered, KernelLeastSquares, Network
 from robustclf._net import DivergenceError
 from robustclf.model_selection import RobustSearchCV
 from robustclf.modules import ResNet
@@ -226,15 +225,29 @@ def test_same_seed_same_model(iris):
     assert abs(first - auto(random_state=4).fit(X, y).predict_proba(X)).max() > 1e-3
 
 
+@pytest.mark.usefixtures("_keeps_all", "fitted")  # the first fit imports what sets filters
+def test_warnings_are_filtered_as_before(iris, monkeypatch):
+    fits = []
+
+    def racing(self, *args, fit=Filtered.fit, **kwargs):
+        fits.append(len(fits))
+        warnings.filterwarnings("ignore", "left behind by the threads of a forest")
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(Filtered, "fit", racing)
+    before = list(warnings.filters)
+    auto().fit(*iris)
+    assert len(fits) > 1  # the last is of the rows that the mixture confirms
+    assert warnings.filters == before
+
+
 def test_threads_change_nothing_but_the_time(iris, monkeypatch):
-    proba, filters = [], []
+    proba = []
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         with joblib.parallel_config(backend="loky", n_jobs=2):  # fits share memory all the same
             proba.append(auto().fit(*iris).oof_proba_)
-        filters.append(list(warnings.filters))
     assert_allclose(*proba, rtol=1e-6)  # trees are added in any order
-    assert filters[0] == filters[1]
 
 
 def test_pickle_predicts_alike(fitted, iris):
@@ -386,152 +399,6 @@ def test_sparse_rows(iris):
     X, y = iris
     clf = auto(preprocess=None, max_epochs=20).fit(sparse.csr_array(X), y)
     assert clf.score(sparse.csr_array(X), y) > 0.8
-
-
-@pytest.mark.parametrize("name", list(_auto.SHALLOW))
-def test_a_class_that_was_not_seen_has_probability_zero(name):
-    rng = np.random.default_rng(0)
-    x, codes = rng.normal(size=(60, 2)), rng.integers(0, 2, 60) * 2 + 1
-    folds = np.append(np.arange(50) % 5, np.full(10, -1))
-    model = Shallow(clone(_auto.SHALLOW[name]).set_params(random_state=0), n_classes=4)
-    oof, _ = model.fit(x, codes, np.ones(60), folds)
-    assert_array_equal(model.proba(x)[:, [0, 2]], 0)
-    assert_array_equal(oof[:, [0, 2]], 0)
-    assert_allclose(oof.sum(axis=1), 1)
-
-
-@pytest.mark.parametrize("name", list(_auto.SHALLOW))
-def test_models_do_not_predict_the_labels_they_learn_from(name):
-    """Rows without any sense, learned by heart, are at chance out of fold; others are predicted."""
-    rng = np.random.default_rng(0)
-    x, codes = rng.normal(size=(400, 30)), rng.integers(0, 2, 400)
-    model = Shallow(clone(_auto.SHALLOW[name]).set_params(random_state=0), n_classes=2)
-    oof, _ = model.fit(x, codes, np.ones(400), np.arange(400) % 5)
-    assert abs((oof.argmax(axis=1) == codes).mean() - 0.5) < 4 * 0.5 / np.sqrt(400)
-    outside = np.repeat([0, -1], [300, 100])
-    outside[:300] = np.arange(300) % 5
-    oof, _ = model.fit(x, codes, np.ones(400), outside)
-    assert_allclose(oof[300:], model.proba(x[300:]))
-
-
-def test_kernel_least_squares_estimate_probabilities_of_the_given_labels():
-    rng = np.random.default_rng(0)
-    x = rng.uniform(size=(4_000, 1))
-    codes = (rng.uniform(size=4_000) < 0.2 + 0.6 * x[:, 0]).astype(int)
-    fitted = KernelLeastSquares(random_state=0).fit(x, codes)
-    assert abs(fitted.predict_proba(x)[:, 1] - 0.2 - 0.6 * x[:, 0]).mean() < 0.02
-
-
-def test_kernel_least_squares_weigh_rows():
-    rng = np.random.default_rng(0)
-    x, codes = rng.normal(size=(200, 2)), rng.integers(0, 3, 200)
-    weight = rng.integers(0, 2, 200)
-    one = KernelLeastSquares(random_state=0).fit(x, codes, np.where(codes == 2, 0.0, 1.0))
-    assert_allclose(one.predict_proba(x)[:, 2], 0, atol=0.05)
-    again = KernelLeastSquares(random_state=0).fit(x, codes, weight)
-    assert abs(again.predict_proba(x) - one.predict_proba(x)).max() > 0.1
-
-
-def test_kernel_least_squares_with_the_penalty_they_chose():
-    rng = np.random.default_rng(0)
-    x, codes = rng.normal(size=(300, 4)), rng.integers(0, 3, 300)
-    chosen = KernelLeastSquares(random_state=0).fit(x, codes)
-    given = KernelLeastSquares(random_state=0, **chosen.tuned_).fit(x, codes)
-    assert_allclose(given.predict_proba(x), chosen.predict_proba(x), rtol=1e-6)
-    other = KernelLeastSquares(random_state=0, penalty=chosen.tuned_["penalty"] / 100)
-    assert abs(other.fit(x, codes).predict_proba(x) - given.predict_proba(x)).max() > 0.01
-
-
-@pytest.mark.parametrize("penalty", [None, 1.0])
-def test_kernel_least_squares_of_one_class(penalty):
-    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    fitted = KernelLeastSquares(penalty=penalty, random_state=0).fit(x, np.full(20, 3))
-    assert_array_equal(fitted.predict_proba(x), np.ones((20, 1)))
-    assert_array_equal(fitted.predict(x), np.full(20, 3))
-
-
-def test_kernel_least_squares_of_many_rows_take_some(monkeypatch):
-    monkeypatch.setattr(_mixture, "MOST_ROWS", 100)
-    X, y = load_iris(return_X_y=True)
-    fitted = KernelLeastSquares(random_state=0).fit(X, y)
-    assert fitted.model_[0]["nystroem"].components_.shape == (100, 4)
-    assert fitted.score(X, y) > 0.9
-
-
-@pytest.mark.parametrize("penalty", [None, 0.5])
-def test_kernel_least_squares_without_a_row(penalty):
-    rng = np.random.default_rng(0)
-    x, codes, w = rng.normal(size=(60, 2)), rng.integers(0, 3, 60), rng.uniform(0.5, 2, 60)
-    fitted = KernelLeastSquares(penalty=penalty, random_state=0).fit(x, codes, w)
-    proba = fitted.left_out_proba(x, codes, w)
-    phi, onehot = fitted.model_[0].transform(x), np.eye(3)[codes]
-    for i in range(0, 60, 7):
-        others = np.arange(60) != i
-        ridge = Ridge(fitted.tuned_["penalty"])
-        ridge.fit(phi[others], onehot[others], sample_weight=w[others])
-        without = ridge.predict(phi[i : i + 1]).clip(_mixture.LEAST)
-        assert_allclose(proba[i], (without / without.sum())[0], atol=1e-8)
-    assert abs(proba - fitted.predict_proba(x)).max() > 0.05
-
-
-def test_kernel_least_squares_know_the_rows_that_they_were_not_fitted_to(monkeypatch):
-    monkeypatch.setattr(_mixture, "MOST_ROWS", 100)
-    monkeypatch.setattr(_mixture, "CHUNK", 40)
-    X, y = load_iris(return_X_y=True)
-    fitted = KernelLeastSquares(random_state=0).fit(X, y)
-    proba = fitted.left_out_proba(X, y, np.ones(150))
-    others = ~fitted.fitted_
-    assert others.sum() == 50
-    assert_allclose(proba[others], fitted.predict_proba(X)[others])
-    assert (abs(proba - fitted.predict_proba(X))[~others].max(axis=1) > 0).all()
-
-
-def test_filtered_models_learn_from_the_rows_that_others_confirm():
-    X, y = load_digits(return_X_y=True)
-    X, X_test, y, y_test = train_test_split(X, y, test_size=0.5, random_state=0)
-    noisy = inject_noise(y, "symmetric", 0.4, random_state=0)
-    fitted = Filtered(random_state=0).fit(X, noisy)
-    wrong = noisy != y
-    assert fitted.kept_[~wrong].mean() > 0.9
-    assert fitted.kept_[wrong].mean() < 0.02
-    for model in (fitted.trees_, fitted.kernel_):
-        alone = clone(model).fit(X, noisy)
-        assert model.score(X_test, y_test) > alone.score(X_test, y_test)
-    parts = fitted.trees_.predict_proba(X) + 2 * fitted.kernel_.predict_proba(X)
-    assert_allclose(fitted.predict_proba(X), parts / 3)
-    again = Filtered(random_state=0).fit(X, noisy, kept=fitted.kept_)
-    assert_array_equal(again.predict_proba(X), fitted.predict_proba(X))
-
-
-def test_filtered_models_take_a_kernel_that_is_there():
-    X, y = load_iris(return_X_y=True)
-    noisy = inject_noise(y, "symmetric", 0.3, random_state=0)
-    kept = []
-    for penalty in (1e-9, 1.0):  # the first follows every label
-        kernel = KernelLeastSquares(penalty=penalty, random_state=0).fit(X, noisy)
-        kept.append(Filtered(random_state=0).fit(X, noisy, kernel=kernel).kept_)
-    assert (kept[0] != kept[1]).sum() > 10
-
-
-def test_a_class_of_which_no_row_is_kept_has_probability_zero():
-    X, y = load_iris(return_X_y=True)
-    fitted = Filtered(random_state=0).fit(X, y, kept=y < 2)
-    assert_array_equal(fitted.predict_proba(X)[:, 2], 0)
-    assert fitted.score(X[y < 2], y[y < 2]) == 1
-
-
-def test_filtered_models_of_one_class():
-    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    fitted = Filtered(random_state=0).fit(x, np.full(20, 3))
-    assert fitted.kept_.all()
-    assert_array_equal(fitted.predict(x), np.full(20, 3))
-
-
-def test_a_filter_that_leaves_one_class_is_not_used():
-    x, codes = np.zeros((40, 2)), np.repeat([0, 1], [30, 10])
-    fitted = Filtered(random_state=0).fit(x, codes)
-    assert fitted.kept_.all()
-    assert_array_equal(fitted.predict(x), np.zeros(40))
 
 
 # Among other tools ------------------------------------------------------------------------------

@@ -22,11 +22,6 @@ ASYMMETRIC = np.array([[0.7, 0.2, 0.1], [0.05, 0.9, 0.05], [0.3, 0.1, 0.6]])
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
 def labels(rng):
     """True labels, and predictions right in about 70 % of the rows."""
     y = rng.choice(3, size=300, p=[0.5, 0.3, 0.2])
