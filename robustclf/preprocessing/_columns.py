@@ -111,14 +111,14 @@ def spread_of(
             # as far as can be from the tail, so that what is on the other side stays apart
             at = 3 if heavy.all() else 1 if heavy[1] else 5
             origin, unit = float(values[at]), known.distance(NEAR, chosen[at])
-            values = signed_log(values, origin, unit)
+            values = symlog(values, origin, unit)
         low, _, lower, median, upper, _, high = values.tolist()
     # an infinite divisor: a column from which nothing is learned stays 0 in prediction
     scale = min(upper - lower or high / 2 - low / 2, MAX) or inf
     return Spread(median, scale, origin, unit, known.missing)
 
 
-def signed_log(x: NDArray[Any], origin: Any, unit: Any) -> NDArray[np.float64]:
+def symlog(x: NDArray[Any], origin: Any, unit: Any) -> NDArray[np.float64]:
     """Return sign(d) log(1 + |d| / unit) for d = x - origin."""
     with np.errstate(over="ignore", invalid="ignore"):
         d = x - origin

@@ -26,10 +26,10 @@ from robustclf.preprocessing._columns import (
     is_category,
     numbered,
     refuse_infinite,
-    signed_log,
     smooth_clip,
     sparse_scale,
     spread_of,
+    symlog,
     table_of,
 )
 
@@ -49,7 +49,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
     Clipping leaves little of a number that spans orders of magnitude, such as an amount or a count.
     Where a tail is heavy, that is, where the 1/64 or 63/64 quantile is more than ``max_tail``
     deviations from the median (the mean of the median distances above and below it), x is first
-    replaced by
+    replaced by its symmetric logarithm (symlog [2]_)
 
     .. math:: \mathrm{sign}(d) \log(1 + |d| / u), \qquad d = x - o,
 
@@ -101,6 +101,8 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
     ----------
     .. [1] D. Holzmüller, L. Grinsztajn, I. Steinwart, "Better by Default: Strong Pre-Tuned MLPs
        and Boosted Trees on Tabular Data", NeurIPS 2024.
+    .. [2] J. B. W. Webber, "A bi-symmetric log transformation for wide-range data", Measurement
+       Science and Technology 24, 2013.
 
     Examples
     --------
@@ -421,7 +423,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
         heavy = np.flatnonzero(unit < np.inf)
         if heavy.size:
             block = block.astype(np.float64)
-            block[:, heavy] = signed_log(block[:, heavy], origin[heavy], unit[heavy])
+            block[:, heavy] = symlog(block[:, heavy], origin[heavy], unit[heavy])
         return block
 
     def _encode_sparse(self, X: Any) -> Any:
