@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from threadpoolctl import threadpool_limits
@@ -62,17 +63,18 @@ from robustclf.strategies import GroupLasso
 FOLDS = 5
 ROUNDS = 2  # of estimating T and undoing it
 NEGLIGIBLE = 0.01  # weight of a model that is not kept
-MOST_NUMBERS = 100  # columns, beyond which an embedding of each is too dear
+MOST_COLUMNS = 100  # beyond which an embedding of each is too dear
+LARGE = 1_000_000  # numbers, from which on so many columns are worth wider networks
 ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "lr": 0.005}
 
-# parameters of the classifier; `samples` stands for max_epochs, `wide` for hidden where no number
-# is embedded
+# parameters of the classifier; `samples` stands for max_epochs, `large` has others for large tables
 NETWORKS: dict[str, dict[str, Any]] = {
-    "dropout": {"samples": 30_000, "dropout": 0.5},
+    "dropout": {"samples": 30_000, "dropout": 0.5}
+    | {"large": {"hidden": (512, 512), "lr": 0.002}},
     "sparse": {"samples": 30_000, "lr": 0.002, "strategy": GroupLasso()},
     "periodic": {"samples": 30_000, "numeric_embedding": "periodic"},
-    "resnet": {"samples": 30_000, "module": "resnet", "hidden": (96,), "wide": (192,)}
-    | {"dropout": 0.3, "lr": 0.003, "warm_up": 0.1},
+    "resnet": {"samples": 30_000, "module": "resnet", "hidden": (96,), "dropout": 0.3}
+    | {"lr": 0.003, "warm_up": 0.1, "large": {"hidden": (384,), "lr": 0.002}},
     "long": {"samples": 60_000},
     "agce": {"samples": 30_000, "loss": "agce", "warm_up": 0.1},
 }
@@ -271,6 +273,7 @@ class Auto:
 
     def run(self) -> dict[str, Any]:
         """Return what the classifier has learned."""
+        self._encode()
         tried = list(self._networks())
         if not tried:
             raise DivergenceError(
@@ -297,33 +300,45 @@ class Auto:
             )
         return self._learned(tried, transition)
 
+    def _encode(self) -> None:
+        """Check and encode the rows once for all candidates; warn of what there is to warn of."""
+        prepared = self._candidate({"loss": SINGLE})._prepare(**self.data, encoded=self._encoded)
+        self.first = {"classes_": prepared.classes, "encoder_": prepared.encoder}
+        self.labels, self.missing = Labels.of(prepared), prepared.missing
+
+    def _encoded(self, encoder: Any, X: Any, weight: Any) -> tuple[Any, Any]:
+        if self.encoder is None:
+            self.encoder, self.x = fit_encoder(encoder, X, weight)
+        return self.encoder, self.x
+
+    def _candidate(self, params: dict[str, Any]) -> Any:
+        alike = {"random_state": self.seed, "verbose": max(0, int(self.clf.verbose) - 1)}
+        return self.clf._copy().set_params(**params, **alike, cross_fit=self.folds)
+
     def _networks(self) -> Iterator[Tried]:
         for name in BUDGETS[self.clf.budget]:
             settings = dict(NETWORKS[name])
-            if "numeric_embedding" in settings and self._n_numbers() > MOST_NUMBERS:
+            if "numeric_embedding" in settings and self._has_many_columns():
                 continue
             if "strategy" in settings and not isinstance(self.clf.module, str):
                 continue  # it may have no layer that the strategy knows
             yield from self._network(name, self._params(settings))
 
-    def _n_numbers(self) -> int:
-        return 0 if self.x is None else int(self.x.shape[1])
+    def _has_many_columns(self) -> bool:
+        return bool(self.x.shape[1] > MOST_COLUMNS)
+
+    def _size(self) -> int:
+        """Return the numbers that there are, of sparse rows those that are not 0."""
+        return int(self.x.nnz if issparse(self.x) else self.x.size)
 
     def _network(self, name: str, params: dict[str, Any]) -> Iterator[Tried]:
         """Train a network; yield it unless it diverged."""
         if self.interrupted:
             return
         started = time.perf_counter()
-        clf = self.clf
-        alike = {"random_state": self.seed, "verbose": max(0, int(clf.verbose) - 1)}
-        candidate = clf._copy().set_params(**params, **alike, cross_fit=self.folds)
         with warnings.catch_warnings():
-            if self.first:  # it has warned of all there is
-                warnings.simplefilter("ignore", UserWarning)
-            prepared = candidate._prepare(**self.data, encoded=self._encoded)
-        if not self.first:
-            self.first = {"classes_": prepared.classes, "encoder_": prepared.encoder}
-            self.labels, self.missing = Labels.of(prepared), prepared.missing
+            warnings.simplefilter("ignore", UserWarning)  # _encode has warned
+            prepared = self._candidate(params)._prepare(**self.data, encoded=self._encoded)
         try:
             prepared.train()
         except DivergenceError as error:
@@ -340,19 +355,13 @@ class Auto:
         clf, chosen = self.clf, ALIKE | {"loss": SINGLE} | settings
         samples, strategy = chosen.pop("samples"), chosen.pop("strategy", None)
         chosen["max_epochs"] = auto_epochs(self.n, samples=samples, least=20)
-        wide = chosen.pop("wide", None)
-        if wide is not None and self._n_numbers() > MOST_NUMBERS:
-            chosen["hidden"] = wide
+        large = chosen.pop("large", {})
+        if self._has_many_columns() and self._size() >= LARGE:
+            chosen |= large
         params = {k: v for k, v in chosen.items() if k not in self.own or k == "loss"}
         if strategy is not None:
             params["strategy"] = [*make_strategies(clf), strategy]
         return params
-
-    def _encoded(self, encoder: Any, X: Any, weight: Any) -> tuple[Any, Any]:
-        """Encode the rows once for all candidates."""
-        if self.encoder is None:
-            self.encoder, self.x = fit_encoder(encoder, X, weight)
-        return self.encoder, self.x
 
     def _shallow_models(self) -> list[Tried]:
         """Fit forests and kernels at once, and then what they filter."""

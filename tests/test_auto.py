@@ -295,14 +295,35 @@ def test_what_a_subclass_sets_is_kept(iris):
 
 
 @pytest.mark.usefixtures("_keeps_all")
-@pytest.mark.parametrize("wide", [False, True])
-def test_wide_tables_have_no_embedding_and_a_wider_residual_network(wide):
-    X, y = make_classification(80, _auto.MOST_NUMBERS + wide, random_state=0)
+@pytest.mark.parametrize("many", [False, True])
+def test_no_number_of_many_columns_is_embedded(many):
+    X, y = make_classification(80, _auto.MOST_COLUMNS + many, random_state=0)
     clf = RobustClassifier(loss="auto", max_epochs=1, random_state=0).fit(X, y)
-    assert ("periodic" in {c.name for c in clf.auto_report_.candidates}) != wide
+    assert ("periodic" in {c.name for c in clf.auto_report_.candidates}) != many
+
+
+def first_layers(clf):
+    """Return name and width of each network."""
     bodies = [m.net.module_.body for m in clf.mixture_.models if isinstance(m, Network)]
-    widths = {b.stem.weight.shape[2] for b in bodies if isinstance(b, ResNet)}
-    assert widths == {192 if wide else 96}
+    firsts = [b.stem if isinstance(b, ResNet) else b.layers[0] for b in bodies]
+    return {(type(b).__name__, f.weight.shape[2]) for b, f in zip(bodies, firsts, strict=True)}
+
+
+@pytest.mark.usefixtures("_keeps_all")
+@pytest.mark.parametrize("as_matrix", [np.asarray, sparse.csr_array])
+def test_networks_of_many_columns_are_wider_where_there_are_many_numbers(as_matrix, monkeypatch):
+    X, y = make_classification(80, 101, random_state=0)
+    X[abs(X) < 1] = 0.0
+    quick = RobustClassifier(loss="auto", max_epochs=1, random_state=0)
+    stored = np.count_nonzero(X) if as_matrix is sparse.csr_array else X.size
+    for least, widths in [(stored + 1, (128, 96)), (stored, (512, 384))]:
+        monkeypatch.setattr(_auto, "LARGE", least)
+        found = first_layers(clone(quick).fit(as_matrix(X), y))
+        assert found == {("MLP", 128), ("MLP", widths[0]), ("ResNet", widths[1])}
+    found = first_layers(clone(quick).set_params(hidden=(16,)).fit(as_matrix(X), y))
+    assert found == {("MLP", 16), ("ResNet", 16)}  # what the user sets is kept
+    monkeypatch.setattr(_auto, "MOST_COLUMNS", X.shape[1])
+    assert ("ResNet", 96) in first_layers(clone(quick).fit(as_matrix(X), y))
 
 
 @pytest.mark.usefixtures("_keeps_all")
