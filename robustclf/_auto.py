@@ -69,8 +69,7 @@ ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "
 
 # parameters of the classifier; `samples` stands for max_epochs, `large` has others for large tables
 NETWORKS: dict[str, dict[str, Any]] = {
-    "dropout": {"samples": 30_000, "dropout": 0.5}
-    | {"large": {"hidden": (512, 512), "lr": 0.002}},
+    "dropout": {"samples": 30_000, "dropout": 0.5} | {"large": {"hidden": (512, 512), "lr": 0.002}},
     "sparse": {"samples": 30_000, "lr": 0.002, "strategy": GroupLasso()},
     "periodic": {"samples": 30_000, "numeric_embedding": "periodic"},
     "resnet": {"samples": 30_000, "module": "resnet", "hidden": (96,), "dropout": 0.3}
