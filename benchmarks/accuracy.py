@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data import BINARY, DERIVED, REAL, TABLES, Features, Labels, Split, load
+from data import BINARY, EVERY, REAL, TABLES, Features, Labels, Split, load
 from peers import APART, PEERS
 from runs import (
     Cell,
@@ -195,7 +195,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.settings = dict(args.set)
     args.name = args.name or ("oracle" if args.fit_clean else "robustclf")
     args.summary = bool(args.summary or args.csv or args.diagram)
-    known = {"datasets": [*TABLES, *DERIVED, *REAL], "noises": NOISES}
+    known = {"datasets": EVERY, "noises": NOISES}
     if not args.summary:
         args.seeds = args.seeds or [0, 1, 2]
         args.models = args.models or [args.name, *([] if args.fit_clean else PEERS)]

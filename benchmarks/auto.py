@@ -15,18 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 from accuracy import grid
-from data import DERIVED, REAL, TABLES, load
+from data import EVERY, load
 from runs import append, parse_names, parse_noise, parse_numbers
 from standings import INJECTED, NOISES
 
 from robustclf import RobustClassifier
-from robustclf._auto import SHALLOW, Auto, Tried
+from robustclf._auto import AS_GIVEN, SHALLOW, Auto, Tried
 
 RESULTS = Path(__file__).parent / "results" / "auto.jsonl"
 DEVELOPED_ON = ("vehicle", "vowel", "digits", "dna")
 CORRECTED = " corrected"
 FILTERED = "filtered"
-FAMILIES = {"forests": ("forest", "extra_trees"), "kernels": ("kernel", "smooth_kernel")}
+FAMILIES = {
+    "forests": ("forest", "extra_trees", "deep_forest"),
+    "kernels": ("kernel", "smooth_kernel"),
+}
 
 
 class Parts(Auto):
@@ -70,16 +73,15 @@ def measure(split: Any, seed: int) -> dict[str, float]:
     said = {model.name: model.model.proba(x) for model in auto.tried}
     scores = {}
     for variant, keeps in variants(auto.tried).items():
-        models = [model for model in auto.tried if keeps(model)]
-        weights = auto.labels.weights(models)
+        _, weights, models = auto._weighed([model for model in auto.tried if keeps(model)])
         mixed = sum(w * model.oof for w, model in zip(weights, models, strict=True))
-        final = said | {
-            m.name: auto._confirmed(m, mixed).model.proba(x) for m in models if m.name == FILTERED
-        }
+        scaled = {m.name: m.model.corrected(said[m.name]) for m in models if m.name in AS_GIVEN}
+        last = {m.name: auto._confirmed(m, mixed) for m in models if m.name == FILTERED}
+        final = said | scaled | {name: model.model.proba(x) for name, model in last.items()}
         proba = sum(w * final[m.name] for w, m in zip(weights, models, strict=True))
         scores[variant] = float((proba.argmax(axis=1) == y_test).mean())
         if variant == "auto":
-            proba = sum(w * said[m.name] for w, m in zip(weights, models, strict=True))
+            proba = sum(w * (said | scaled)[m.name] for w, m in zip(weights, models, strict=True))
             scores["without step 7"] = float((proba.argmax(axis=1) == y_test).mean())
             best = models[int(np.argmax(weights))].name
             scores["best alone"] = float((final[best].argmax(axis=1) == y_test).mean())
@@ -117,10 +119,8 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="print the table, run nothing")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="summary; write the table there")
     args = parser.parse_args()
-    if unknown := set(args.datasets) - {*TABLES, *DERIVED, *REAL}:
-        parser.error(
-            f"unknown tables {unknown}; there are {', '.join([*TABLES, *DERIVED, *REAL])}."
-        )
+    if unknown := set(args.datasets).difference(EVERY):
+        parser.error(f"unknown tables {unknown}; there are {', '.join(EVERY)}.")
     text = args.results.read_text() if args.results.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]
     if args.summary or args.csv:

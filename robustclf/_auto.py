@@ -1,18 +1,21 @@
 """loss="auto": models of different strength, weighed by the labels they did not learn from.
 
 1. Networks that differ in what keeps them from memorising (dropout, few inputs, an embedding of
-   numbers), forests with large leaves and kernel least squares are fitted to the labels as they
-   are, and trees with a kernel to the rows that kernel least squares confirm ("filtered"). None is
-   right for every table; together they cost what one search would.
+   numbers), forests with leaves of different size and kernel least squares are fitted to the labels
+   as they are, and trees with a kernel to the rows that kernel least squares confirm ("filtered").
+   None is right for every table; together they cost what one search would.
 2. Cross-fitting gives every row the probabilities of members that did not train on it. The share
    of given labels they predict ranks the models: it falls with the noise, but alike for all.
 3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
    cannot tell apart share the prediction. The more labels are wrong, the less they can tell, and
-   the more often "filtered" is the best: it counts eight times.
+   the more often "filtered" is the best: it counts eight times, unless hardly any label is wrong.
 4. The transition matrix T is estimated from the weighted mean, by the confident joint.
 5. Forests and kernels enter once more with T undone, :func:`robustclf.noise.clean_proba`, and
    steps 3 and 4 repeat with the better predictions.
 6. The best network is trained once more through T (forward correction), and step 3 is final.
+   Forests and kernels fitted to the labels as they are say how probable a *given* label is: for
+   one scale with the others, uniform noise of the estimated rate is undone in them, which changes
+   how sure they are, not what they predict.
 7. "filtered" is fitted once more, to the rows that the mixture confirms, and keeps its weight.
 
 No label is changed, and the filter is made anew within each fold, so that steps 2 and 3 stay
@@ -57,7 +60,7 @@ from robustclf._mixture import (
 from robustclf._net import DivergenceError
 from robustclf._progress import announce
 from robustclf.losses import ForwardCorrected
-from robustclf.noise import NoiseRate, noise_rate
+from robustclf.noise import NoiseRate, noise_rate, uniform_transition
 from robustclf.strategies import GroupLasso
 
 FOLDS = 5
@@ -71,7 +74,7 @@ ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "
 NETWORKS: dict[str, dict[str, Any]] = {
     "dropout": {"samples": 30_000, "dropout": 0.5} | {"large": {"hidden": (512, 512), "lr": 0.002}},
     "sparse": {"samples": 30_000, "lr": 0.002, "strategy": GroupLasso()},
-    "periodic": {"samples": 30_000, "numeric_embedding": "periodic"},
+    "periodic": {"samples": 60_000, "numeric_embedding": "periodic"},
     "resnet": {"samples": 30_000, "module": "resnet", "hidden": (96,), "dropout": 0.3}
     | {"lr": 0.003, "warm_up": 0.1, "large": {"hidden": (384,), "lr": 0.002}},
     "long": {"samples": 60_000},
@@ -82,13 +85,17 @@ SHALLOW: dict[str, Any] = {
     "extra_trees": ExtraTreesClassifier(
         200, min_samples_leaf=3, max_features=0.5, bootstrap=True, oob_score=True
     ),
+    "deep_forest": RandomForestClassifier(100, oob_score=True),
     "kernel": KernelLeastSquares(1.0),
     "smooth_kernel": KernelLeastSquares(0.1),
     "filtered": Filtered(),
 }
 FILTERS = ("kernel", "smooth_kernel")  # that of less error chooses the rows of "filtered"
 UNDONE = ("forest", "extra_trees", "kernel", "smooth_kernel")  # enter again with the noise undone
+AS_GIVEN = (*UNDONE, "deep_forest")  # say how probable it is that a label is given
 PRIOR = {"filtered": 8.0}  # weight of a model where labels cannot tell it from others; theirs is 1
+NOISY = 0.05  # share of wrong labels, from which on it is that
+MOST_NOISE = 0.95  # of that at which labels say nothing
 BUDGETS: dict[str, tuple[str, ...]] = {
     "fast": ("dropout", "sparse"),
     "balanced": ("dropout", "sparse", "periodic", "resnet"),
@@ -222,14 +229,22 @@ class Labels:
         """Return the weighted mean of what models say out of fold."""
         return _mixed(self.weights(models), models)
 
-    def weights(self, models: Sequence[Tried]) -> Floats:
-        """Return the weights of models: less, the surer it is that they predict fewer labels."""
+    def rate(self, oof: Floats) -> NoiseRate:
+        """Return the estimated share of wrong labels."""
+        rows = self.rows
+        return noise_rate(self.codes[rows], oof[rows], classes=np.arange(self.n_classes))
+
+    def weights(self, models: Sequence[Tried], noisy: float = 1.0) -> Floats:
+        """Return the weights of models: less, the surer it is that they predict fewer labels.
+
+        ``noisy`` is 0 where labels are right and 1 where so many are wrong that priors hold.
+        """
         right = [self.right(model.oof) for model in models]
         means = [self.mean(r) for r in right]
         best = int(np.argmax(means))
         w = self.weight[self.rows]
         effective = w.sum() ** 2 / (w**2).sum()
-        raw = np.array([PRIOR.get(model.name, 1.0) for model in models])
+        raw = np.array([PRIOR.get(model.name, 1.0) for model in models]) ** noisy
         for k, one in enumerate(right):
             gap = means[best] - means[k]
             spread = self.mean((right[best] - one - gap) ** 2) ** 0.5
@@ -315,9 +330,11 @@ class Auto:
         return self.clf._copy().set_params(**params, **alike, cross_fit=self.folds)
 
     def _networks(self) -> Iterator[Tried]:
-        for name in BUDGETS[self.clf.budget]:
+        names = BUDGETS[self.clf.budget]
+        left_out = "periodic" if self._has_many_columns() else "dropout"
+        for name in names:
             settings = dict(NETWORKS[name])
-            if "numeric_embedding" in settings and self._has_many_columns():
+            if "periodic" in names and name == left_out:
                 continue
             if "strategy" in settings and not isinstance(self.clf.module, str):
                 continue  # it may have no layer that the strategy knows
@@ -384,10 +401,12 @@ class Auto:
         return Tried(name, model, oof, time.perf_counter() - started, params)
 
     @staticmethod
-    def _corrected(tried: Tried, transition: Floats) -> Tried:
+    def _undone(tried: Tried, transition: Floats) -> Tried:
         model = Shallow(tried.model.estimator, tried.model.n_classes, transition)
-        oof = model.corrected(tried.oof)
-        return Tried(f"{tried.name} corrected", model, oof, 0.0, tried.params)
+        return replace(tried, model=model, oof=model.corrected(tried.oof))
+
+    def _corrected(self, tried: Tried, transition: Floats) -> Tried:
+        return replace(self._undone(tried, transition), name=f"{tried.name} corrected", seconds=0.0)
 
     def _confirmed(self, tried: Tried, mixed: Floats) -> Tried:
         """Fit a filtered model to the rows whose label the mixture makes the most probable."""
@@ -401,11 +420,20 @@ class Auto:
         seconds = tried.seconds + time.perf_counter() - started
         return replace(tried, model=Shallow(estimator, labels.n_classes), seconds=seconds)
 
+    def _weighed(self, tried: list[Tried]) -> tuple[NoiseRate, Floats, list[Tried]]:
+        """Return the share of wrong labels, the weights of models, and models of one scale."""
+        labels = self.labels
+        rate = labels.rate(labels.mixed(tried))
+        weights = labels.weights(tried, noisy=min(1.0, rate.low / NOISY))
+        weights = np.where(weights < NEGLIGIBLE, 0.0, weights)
+        most = MOST_NOISE * (1 - 1 / labels.n_classes)
+        uniform = uniform_transition(min(rate.rate, most), labels.n_classes)
+        tried = [self._undone(t, uniform) if t.name in AS_GIVEN else t for t in tried]
+        return rate, weights / weights.sum(), tried
+
     def _learned(self, tried: list[Tried], transition: Floats) -> dict[str, Any]:
         labels = self.labels
-        weights = labels.weights(tried)
-        weights = np.where(weights < NEGLIGIBLE, 0.0, weights)
-        weights /= weights.sum()
+        rate, weights, tried = self._weighed(tried)
         oof = _mixed(weights, tried)
         if self.clf.cross_fit is None:
             tried = [
@@ -417,8 +445,6 @@ class Auto:
             Candidate(t.name, labels.accuracy(t.oof), float(w), t.seconds, t.params)
             for t, w in ((tried[k], weights[k]) for k in order)
         ]
-        rows = labels.rows
-        rate = noise_rate(labels.codes[rows], oof[rows], classes=np.arange(labels.n_classes))
         report = AutoReport(rate, transition, candidates, labels.accuracy(oof))
         if self.clf.verbose:
             announce(str(report))

