@@ -9,7 +9,8 @@
 3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
    cannot tell apart share the prediction. The more labels are wrong, the less they can tell, and
    the more often "filtered" is the best: it counts eight times, unless hardly any label is wrong.
-4. The transition matrix T is estimated from the weighted mean, by the confident joint.
+4. The transition matrix T is estimated from the weighted mean, by the confident joint. The forest of
+   fully grown trees, there for clean labels, has no part in it: it memorises.
 5. Forests and kernels enter once more with T undone, :func:`robustclf.noise.clean_proba`, and
    steps 3 and 4 repeat with the better predictions.
 6. The best network is trained once more through T (forward correction), and step 3 is final.
@@ -74,7 +75,7 @@ ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "
 NETWORKS: dict[str, dict[str, Any]] = {
     "dropout": {"samples": 30_000, "dropout": 0.5} | {"large": {"hidden": (512, 512), "lr": 0.002}},
     "sparse": {"samples": 30_000, "lr": 0.002, "strategy": GroupLasso()},
-    "periodic": {"samples": 60_000, "numeric_embedding": "periodic"},
+    "periodic": {"samples": 30_000, "numeric_embedding": "periodic"},
     "resnet": {"samples": 30_000, "module": "resnet", "hidden": (96,), "dropout": 0.3}
     | {"lr": 0.003, "warm_up": 0.1, "large": {"hidden": (384,), "lr": 0.002}},
     "long": {"samples": 60_000},
@@ -92,7 +93,8 @@ SHALLOW: dict[str, Any] = {
 }
 FILTERS = ("kernel", "smooth_kernel")  # that of less error chooses the rows of "filtered"
 UNDONE = ("forest", "extra_trees", "kernel", "smooth_kernel")  # enter again with the noise undone
-AS_GIVEN = (*UNDONE, "deep_forest")  # say how probable it is that a label is given
+MEMORISE = ("deep_forest",)  # of these nothing is learned about the noise
+AS_GIVEN = (*UNDONE, *MEMORISE)  # say how probable it is that a label is given
 PRIOR = {"filtered": 8.0}  # weight of a model where labels cannot tell it from others; theirs is 1
 NOISY = 0.05  # share of wrong labels, from which on it is that
 MOST_NOISE = 0.95  # of that at which labels say nothing
@@ -253,8 +255,9 @@ class Labels:
         weights: Floats = raw / raw.sum()
         return weights
 
-    def transition(self, oof: Floats) -> Floats:
-        """Return how labels were corrupted."""
+    def transition(self, models: Sequence[Tried]) -> Floats:
+        """Return how labels were corrupted, as models say that do not memorise them."""
+        oof = self.mixed([model for model in models if model.name not in MEMORISE])
         return confident_transition(self.codes[self.rows], oof[self.rows])
 
 
@@ -298,10 +301,10 @@ class Auto:
         labels = self.labels
         corrected: list[Tried] = []
         for _ in range(ROUNDS):
-            transition = labels.transition(labels.mixed([*tried, *corrected]))
+            transition = labels.transition([*tried, *corrected])
             corrected = [self._corrected(t, transition) for t in tried if t.name in UNDONE]
         tried += corrected
-        transition = labels.transition(labels.mixed(tried))
+        transition = labels.transition(tried)
         ranked = sorted((t for t in tried if t.learned), key=lambda t: -labels.accuracy(t.oof))
         for best in ranked[: FORWARD[self.clf.budget]]:
             loss = ForwardCorrected("ce", transition=transition)

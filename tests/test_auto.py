@@ -22,7 +22,7 @@ from robustclf._mixture import Filtered, KernelLeastSquares, Network
 from robustclf._net import DivergenceError
 from robustclf.model_selection import RobustSearchCV
 from robustclf.modules import ResNet
-from robustclf.noise import inject_noise
+from robustclf.noise import clean_proba, inject_noise, uniform_transition
 from robustclf.sources import ArraySource
 from robustclf.strategies import GroupLasso, LabelSmoothing
 
@@ -30,7 +30,7 @@ from robustclf.strategies import GroupLasso, LabelSmoothing
 @pytest.fixture(autouse=True)
 def _few_trees(monkeypatch):
     small = {name: clone(f) for name, f in _auto.SHALLOW.items()}
-    for name in ("forest", "extra_trees"):
+    for name in ("forest", "extra_trees", "deep_forest"):
         small[name].set_params(n_estimators=20)
     monkeypatch.setattr(_auto, "SHALLOW", small)
 
@@ -120,6 +120,38 @@ def test_a_model_that_is_worse_in_every_row_has_no_weight():
         assert_array_equal(labels.weights(tried), [1, 0])
 
 
+def test_what_was_given_weighs_less_the_fewer_labels_are_wrong():
+    codes = np.repeat([0, 1], 200)
+    alike = np.eye(2)[codes]
+    labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
+    tried = [_auto.Tried(name, None, alike, 0.0, {}) for name in ("sparse", "filtered")]
+    assert_allclose(labels.weights(tried, noisy=0.0), [1 / 2, 1 / 2])
+    assert_allclose(labels.weights(tried, noisy=2 / 3), [1 / 5, 4 / 5])
+
+
+def test_a_sure_model_does_not_outvote_many_that_are_not():
+    """Noise pulls probabilities of the given label together; those of the true one it does not."""
+    y = np.repeat([0, 1], [600, 400])
+    noisy = inject_noise(y, "symmetric", 0.4, random_state=0)
+    data = {"X": y[:, None], "y": noisy}
+    data |= dict.fromkeys(("sample_weight", "groups", "trusted", "X_val", "y_val"))
+    fit = _auto.Auto(auto(), data)
+    fit._encode()
+    unsure = np.where(np.eye(2)[y] == 1, 0.55, 0.45)
+    sure = np.where(np.arange(1000)[:, None] < 5, np.eye(2)[1 - y], np.eye(2)[y])
+    tried = [_auto.Tried(name, _auto.Shallow(None, 2), unsure, 0.0, {}) for name in _auto.AS_GIVEN]
+    tried.append(_auto.Tried("sparse", None, sure, 0.0, {}))
+    assert (_auto._mixed(np.full(6, 1 / 6), tried).argmax(axis=1) != y).sum() == 5
+    rate, weights, scaled = fit._weighed(tried)
+    assert rate.low < 0.4 < rate.high
+    assert weights[-1] > 0.1
+    assert_array_equal(_auto._mixed(weights, scaled).argmax(axis=1), y)
+    undone = clean_proba(unsure, uniform_transition(rate.rate, 2))
+    for model in scaled[:-1]:
+        assert_allclose(model.oof, undone)
+    assert scaled[-1] is tried[-1]
+
+
 def test_weights_count_rows_by_their_weight():
     codes = np.array([0, 1])
     only_first = _auto.Tried("0", None, np.array([[0.9, 0.1], [0.9, 0.1]]), 0.0, {})
@@ -144,9 +176,9 @@ def test_predicts_the_weighted_mean(fitted, iris):
 def test_report_names_what_was_tried(fitted):
     report = fitted.auto_report_
     names = [candidate.name for candidate in report.candidates]
-    networks = _auto.BUDGETS["balanced"]
+    networks = set(_auto.BUDGETS["balanced"]) - {"dropout"}  # with an embedding it adds nothing
     assert {*networks, *_auto.SHALLOW, *(f"{f} corrected" for f in _auto.UNDONE)} <= {*names}
-    assert set(_auto.SHALLOW) - set(_auto.UNDONE) == {"filtered"}
+    assert set(_auto.SHALLOW) - set(_auto.AS_GIVEN) == {"filtered"}
     assert sum(name.removesuffix(" corrected") in networks for name in names) == len(networks) + 1
     weights = [candidate.weight for candidate in report.candidates]
     assert weights == sorted(weights, reverse=True)
@@ -299,7 +331,8 @@ def test_what_a_subclass_sets_is_kept(iris):
 def test_no_number_of_many_columns_is_embedded(many):
     X, y = make_classification(80, _auto.MOST_COLUMNS + many, random_state=0)
     clf = RobustClassifier(loss="auto", max_epochs=1, random_state=0).fit(X, y)
-    assert ("periodic" in {c.name for c in clf.auto_report_.candidates}) != many
+    names = {c.name for c in clf.auto_report_.candidates}
+    assert names & {"periodic", "dropout"} == {"dropout" if many else "periodic"}
 
 
 def first_layers(clf):
