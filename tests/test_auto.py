@@ -129,6 +129,17 @@ def test_what_was_given_weighs_less_the_fewer_labels_are_wrong():
     assert_allclose(labels.weights(tried, noisy=2 / 3), [1 / 5, 4 / 5])
 
 
+def test_what_memorises_tells_nothing_of_the_noise():
+    true = np.repeat([0, 1], 200)
+    given = np.where(np.arange(400) % 5 == 0, 1 - true, true)
+    labels = _auto.Labels(given, np.ones(400), np.arange(400) % 5, 2)
+    knows = _auto.Tried("kernel", None, np.where(np.eye(2)[true] == 1, 0.8, 0.2), 0.0, {})
+    memorised = _auto.Tried("deep_forest", None, np.eye(2)[given], 0.0, {})
+    transition = labels.transition([knows, memorised])
+    assert_array_equal(transition, labels.transition([knows]))
+    assert_allclose(transition.diagonal(), 0.8, atol=0.02)
+
+
 def test_a_sure_model_does_not_outvote_many_that_are_not():
     """Noise pulls probabilities of the given label together; those of the true one it does not."""
     y = np.repeat([0, 1], [600, 400])
