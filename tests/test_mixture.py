@@ -9,8 +9,9 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import train_test_split
 
 from robustclf import _auto, _mixture
-from robustclf._mixture import Filtered, KernelLeastSquares, Shallow
-from robustclf.noise import inject_noise
+from robustclf._mixture import LEAST_GAP, Filtered, KernelLeastSquares, Shallow
+from robustclf._mixture import confident_transition as transition_of
+from robustclf.noise import estimate_transition, inject_noise
 
 
 @pytest.mark.parametrize("name", list(_auto.SHALLOW))
@@ -170,3 +171,27 @@ def test_a_filter_that_leaves_one_class_is_not_used():
     fitted = Filtered(random_state=0).fit(x, codes)
     assert fitted.kept_.all()
     assert_array_equal(fitted.predict(x), np.zeros(40))
+
+
+# The noise they undo ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+def test_models_that_err_do_not_turn_labels_round(n_classes):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, n_classes, 2_000)
+    opposite = np.eye(n_classes)[(codes + 1) % n_classes] * 0.6 + 0.4 / n_classes
+    transition = transition_of(codes, opposite)
+    gaps = (transition.diagonal() - transition)[np.eye(n_classes) == 0]
+    assert_allclose(gaps.min(), LEAST_GAP)
+    assert_allclose(transition.sum(axis=1), 1)
+    assert transition.min() >= 0
+
+
+def test_noise_that_leaves_classes_apart_stays_as_it_is_estimated():
+    true = np.arange(6_000) % 3
+    codes = inject_noise(true, "pair", 0.4, random_state=0)
+    proba = np.eye(3)[true] * 0.7 + 0.1
+    wanted = estimate_transition(codes, proba, n_bootstrap=0).transition
+    assert_array_equal(transition_of(codes, proba), wanted)
+    assert_allclose(wanted.diagonal(), 0.6, atol=0.03)
