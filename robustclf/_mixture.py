@@ -30,7 +30,6 @@ POINTS = 500  # rows whose kernels span the functions
 MOST_ROWS = 20_000  # that these functions are fitted to
 PENALTIES = np.logspace(-3, 3, 7)
 LEAST = 1e-3  # probability of any class
-LEAST_GAP = 0.05  # by which a label is more probable of its own class than of another
 MOST_LEVERAGE = 0.95  # of a row on its own value
 CHUNK = 4_096  # rows whose kernels are held at a time
 WHOLE = -1  # the fold of a fit to all rows
@@ -266,22 +265,21 @@ class Filtered(Probabilistic):
 
 
 def confident_transition(codes: NDArray[np.int64], proba: Floats) -> Floats:
-    """Return how labels were corrupted, as confident learning counts it: rows count alike.
+    r"""Return how labels were corrupted, as confident learning counts it: rows count alike.
 
-    Noise is taken to leave every label more frequent among rows of its class than among those of
-    any other, :math:`T_{kk} > T_{jk}`. What models say that know hardly more than chance can be the
-    opposite, and to undo that would turn their predictions round. It is moved towards the identity
-    by as little as leaves ``LEAST_GAP`` between the two.
+    Noise is taken to leave every label at least as frequent among rows of its class as among those
+    of another, :math:`T_{kk} \ge T_{jk}`. What models say that know hardly more than chance can be
+    the opposite, and to undo that would turn their predictions round. Each row that says so is
+    moved towards the identity, as little as it takes; of two classes, that swaps the rows.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class of few rows has a usable row
         classes = np.arange(proba.shape[1])
         transition = estimate_transition(codes, proba, classes=classes, n_bootstrap=0).transition
-    identity = np.eye(len(classes))
-    gap = (transition.diagonal() - transition)[identity == 0].min()
-    if gap < LEAST_GAP:
-        transition += (LEAST_GAP - gap) / (1 - gap) * (identity - transition)
-    return transition
+    own, identity = transition.diagonal(), np.eye(len(classes))
+    ratio = np.divide(own, transition, out=np.ones_like(transition), where=transition > own)
+    moved: Floats = identity + ratio.min(axis=1, keepdims=True) * (transition - identity)
+    return moved
 
 
 @dataclass(eq=False)
