@@ -9,9 +9,9 @@
 3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
    cannot tell apart share the prediction. The more labels are wrong, the less they can tell, and
    the more often "filtered" is the best: it counts eight times, unless hardly any label is wrong.
-4. The transition matrix T is estimated from the weighted mean, by the confident joint; one that
-   would turn predictions round is moved towards the identity. The forest of fully grown trees,
-   there for clean labels, has no part in it: it memorises.
+4. The transition matrix T is estimated from the weighted mean, by the confident joint; rows that
+   would turn labels round are moved towards the identity. The forest of fully grown trees, there
+   for clean labels, has no part in it: it memorises.
 5. Forests and kernels enter once more with T undone, :func:`robustclf.noise.clean_proba`, and
    steps 3 and 4 repeat with the better predictions.
 6. The best network is trained once more through T (forward correction), and step 3 is final.
