@@ -269,8 +269,9 @@ def confident_transition(codes: NDArray[np.int64], proba: Floats) -> Floats:
 
     Noise is taken to leave every label at least as frequent among rows of its class as among those
     of another, :math:`T_{kk} \ge T_{jk}`. What models say that know hardly more than chance can be
-    the opposite, and to undo that would turn their predictions round. Each row that says so is
-    moved towards the identity, as little as it takes; of two classes, that swaps the rows.
+    the opposite, and to undo that would turn their predictions round. Each row j that says so is
+    moved towards the identity until :math:`T_{jk}` is at most the estimated :math:`T_{kk}`, for all
+    k; of two classes, that swaps the rows.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class of few rows has a usable row

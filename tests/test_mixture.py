@@ -9,8 +9,7 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import train_test_split
 
 from robustclf import _auto, _mixture
-from robustclf._mixture import Filtered, KernelLeastSquares, Shallow
-from robustclf._mixture import confident_transition as transition_of
+from robustclf._mixture import Filtered, KernelLeastSquares, Shallow, confident_transition
 from robustclf.noise import estimate_transition, inject_noise
 
 
@@ -183,7 +182,7 @@ def test_models_that_err_do_not_turn_labels_round(n_classes):
     opposite = np.eye(n_classes)[(codes + 1) % n_classes] * 0.6 + 0.4 / n_classes
     estimated = estimate_transition(codes, opposite, n_bootstrap=0).transition
     assert (estimated > estimated.diagonal()).any()
-    transition = transition_of(codes, opposite)
+    transition = confident_transition(codes, opposite)
     assert (transition <= transition.diagonal() + 1e-12).all()
     assert_allclose(transition.sum(axis=1), 1)
     assert transition.min() >= 0
@@ -194,7 +193,7 @@ def test_rows_of_two_classes_that_are_turned_round_change_places():
     proba = np.eye(2)[np.repeat([0, 1, 0, 1], [30, 70, 60, 40])] * 0.4 + 0.3
     estimated = estimate_transition(codes, proba, n_bootstrap=0).transition
     assert estimated.trace() < 1
-    assert_allclose(transition_of(codes, proba), estimated[::-1])
+    assert_allclose(confident_transition(codes, proba), estimated[::-1])
 
 
 def test_noise_that_leaves_classes_apart_stays_as_it_is_estimated():
@@ -202,5 +201,5 @@ def test_noise_that_leaves_classes_apart_stays_as_it_is_estimated():
     codes = inject_noise(true, "pair", 0.4, random_state=0)
     proba = np.eye(3)[true] * 0.7 + 0.1
     wanted = estimate_transition(codes, proba, n_bootstrap=0).transition
-    assert_allclose(transition_of(codes, proba), wanted)
+    assert_allclose(confident_transition(codes, proba), wanted)
     assert_allclose(wanted.diagonal(), 0.6, atol=0.03)
