@@ -20,15 +20,14 @@ from runs import append, parse_names, parse_noise, parse_numbers
 from standings import INJECTED, NOISES
 
 from robustclf import RobustClassifier
-from robustclf._auto import AS_GIVEN, SHALLOW, Auto, Tried
+from robustclf._auto import AS_GIVEN, CORRECTED, SHALLOW, Auto, Tried
 
 RESULTS = Path(__file__).parent / "results" / "auto.jsonl"
 DEVELOPED_ON = ("vehicle", "vowel", "digits", "dna")
-CORRECTED = " corrected"
 FILTERED = "filtered"
 FAMILIES = {
     "forests": ("forest", "extra_trees", "deep_forest"),
-    "kernels": ("kernel", "smooth_kernel"),
+    "kernels": ("kernel", "smooth_kernel", "linear_kernel"),
 }
 
 

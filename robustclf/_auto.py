@@ -9,9 +9,10 @@
 3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
    cannot tell apart share the prediction. The more labels are wrong, the less they can tell, and
    the more often "filtered" is the best: it counts eight times, unless hardly any label is wrong.
+   The forest of fully grown trees, which memorises, is for clean labels alone; nearly linear least
+   squares, which bend too little for many tables, are for noisy ones.
 4. The transition matrix T is estimated from the weighted mean, by the confident joint; rows that
-   would turn labels round are moved towards the identity. The forest of fully grown trees, there
-   for clean labels, has no part in it: it memorises.
+   would turn labels round are moved towards the identity.
 5. Forests and kernels enter once more with T undone, :func:`robustclf.noise.clean_proba`, and
    steps 3 and 4 repeat with the better predictions.
 6. The best network is trained once more through T (forward correction), and step 3 is final.
@@ -90,14 +91,16 @@ SHALLOW: dict[str, Any] = {
     "deep_forest": RandomForestClassifier(100, oob_score=True),
     "kernel": KernelLeastSquares(1.0),
     "smooth_kernel": KernelLeastSquares(0.1),
+    "linear_kernel": KernelLeastSquares(0.01),
     "filtered": Filtered(),
 }
 FILTERS = ("kernel", "smooth_kernel")  # that of less error chooses the rows of "filtered"
-UNDONE = ("forest", "extra_trees", "kernel", "smooth_kernel")  # enter again with the noise undone
-MEMORISE = ("deep_forest",)  # of these nothing is learned about the noise
-AS_GIVEN = (*UNDONE, *MEMORISE)  # say how probable it is that a label is given
-PRIOR = {"filtered": 8.0}  # weight of a model where labels cannot tell it from others; theirs is 1
-NOISY = 0.05  # share of wrong labels, from which on it is that
+AS_GIVEN = ("forest", "extra_trees", "deep_forest", "kernel", "smooth_kernel", "linear_kernel")
+UNDONE = tuple(name for name in AS_GIVEN if name != "deep_forest")  # enter again, noise undone
+# of models that the labels cannot tell apart: where none is wrong, where many are; others have 1, 1
+PRIORS = {"filtered": (1.0, 8.0), "deep_forest": (1.0, 0.0), "linear_kernel": (0.0, 1.0)}
+NOISY = 0.05  # share of wrong labels, from which on they are many
+CORRECTED = " corrected"  # ends the name of a model with the noise undone
 MOST_NOISE = 0.95  # of that at which labels say nothing
 BUDGETS: dict[str, tuple[str, ...]] = {
     "fast": ("dropout", "sparse"),
@@ -192,6 +195,11 @@ class Tried:
     params: dict[str, Any]
     learned: dict[str, Any] = field(default_factory=dict)
 
+    def prior(self, noisy: float) -> float:
+        """Return the weight if labels cannot tell it from others; ``noisy`` of 0 to 1 are wrong."""
+        clean, most = PRIORS.get(self.name.removesuffix(CORRECTED), (1.0, 1.0))
+        return clean + (most - clean) * noisy
+
 
 @dataclass(eq=False)
 class Labels:
@@ -240,14 +248,15 @@ class Labels:
     def weights(self, models: Sequence[Tried], noisy: float = 1.0) -> Floats:
         """Return the weights of models: less, the surer it is that they predict fewer labels.
 
-        ``noisy`` is 0 where labels are right and 1 where so many are wrong that priors hold.
+        ``noisy`` is 0 where labels are right and 1 where many are wrong. The best is the best of
+        those that then have a prior weight.
         """
         right = [self.right(model.oof) for model in models]
         means = [self.mean(r) for r in right]
-        best = int(np.argmax(means))
+        raw = np.array([model.prior(noisy) for model in models])
+        best = int(np.argmax(np.where(raw > 0, means, -np.inf)))
         w = self.weight[self.rows]
         effective = w.sum() ** 2 / (w**2).sum()
-        raw = np.array([PRIOR.get(model.name, 1.0) for model in models]) ** noisy
         for k, one in enumerate(right):
             gap = means[best] - means[k]
             spread = self.mean((right[best] - one - gap) ** 2) ** 0.5
@@ -257,9 +266,8 @@ class Labels:
         return weights
 
     def transition(self, models: Sequence[Tried]) -> Floats:
-        """Return how labels were corrupted, as models say that do not memorise them."""
-        oof = self.mixed([model for model in models if model.name not in MEMORISE])
-        return confident_transition(self.codes[self.rows], oof[self.rows])
+        """Return how labels were corrupted."""
+        return confident_transition(self.codes[self.rows], self.mixed(models)[self.rows])
 
 
 class Auto:
@@ -309,7 +317,7 @@ class Auto:
         ranked = sorted((t for t in tried if t.learned), key=lambda t: -labels.accuracy(t.oof))
         for best in ranked[: FORWARD[self.clf.budget]]:
             loss = ForwardCorrected("ce", transition=transition)
-            tried += self._network(f"{best.name} corrected", best.params | {"loss": loss})
+            tried += self._network(f"{best.name}{CORRECTED}", best.params | {"loss": loss})
         if self.interrupted:
             warnings.warn(
                 "The fit was interrupted; the mixture is of what was trained until then.",
@@ -410,7 +418,9 @@ class Auto:
         return replace(tried, model=model, oof=model.corrected(tried.oof))
 
     def _corrected(self, tried: Tried, transition: Floats) -> Tried:
-        return replace(self._undone(tried, transition), name=f"{tried.name} corrected", seconds=0.0)
+        return replace(
+            self._undone(tried, transition), name=f"{tried.name}{CORRECTED}", seconds=0.0
+        )
 
     def _confirmed(self, tried: Tried, mixed: Floats) -> Tried:
         """Fit a filtered model to the rows whose label the mixture makes the most probable."""

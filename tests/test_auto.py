@@ -126,7 +126,29 @@ def test_what_was_given_weighs_less_the_fewer_labels_are_wrong():
     labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
     tried = [_auto.Tried(name, None, alike, 0.0, {}) for name in ("sparse", "filtered")]
     assert_allclose(labels.weights(tried, noisy=0.0), [1 / 2, 1 / 2])
-    assert_allclose(labels.weights(tried, noisy=2 / 3), [1 / 5, 4 / 5])
+    assert_allclose(labels.weights(tried, noisy=3 / 7), [1 / 5, 4 / 5])
+
+
+@pytest.mark.parametrize("suffix", ["", _auto.CORRECTED])
+def test_nearly_linear_models_are_for_noisy_labels_and_grown_trees_for_clean_ones(suffix):
+    codes = np.repeat([0, 1], 200)
+    labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
+    names = ("sparse", f"linear_kernel{suffix}", f"deep_forest{suffix}")
+    tried = [_auto.Tried(name, None, np.eye(2)[codes], 0.0, {}) for name in names]
+    assert_allclose(labels.weights(tried, noisy=0.0), [1 / 2, 0, 1 / 2])
+    assert_allclose(labels.weights(tried, noisy=0.25), [1 / 2, 1 / 8, 3 / 8])
+    assert_allclose(labels.weights(tried), [1 / 2, 1 / 2, 0])
+
+
+def test_models_without_prior_weight_have_no_say_in_that_of_others():
+    codes = np.repeat([0, 1], 200)
+    right = np.eye(2)[codes]
+    worse = np.where(np.arange(400)[:, None] % 5, right, right[:, ::-1])
+    worst = np.where(np.arange(400)[:, None] % 3, right, right[:, ::-1])
+    labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
+    others = [_auto.Tried(name, None, oof, 0.0, {}) for name, oof in (("a", worse), ("b", worst))]
+    memorised = _auto.Tried("deep_forest", None, right, 0.0, {})
+    assert_array_equal(labels.weights([*others, memorised]), [*labels.weights(others), 0])
 
 
 def test_what_memorises_tells_nothing_of_the_noise():
@@ -152,7 +174,8 @@ def test_a_sure_model_does_not_outvote_many_that_are_not():
     sure = np.where(np.arange(1000)[:, None] < 5, np.eye(2)[1 - y], np.eye(2)[y])
     tried = [_auto.Tried(name, _auto.Shallow(None, 2), unsure, 0.0, {}) for name in _auto.AS_GIVEN]
     tried.append(_auto.Tried("sparse", None, sure, 0.0, {}))
-    assert (_auto._mixed(np.full(6, 1 / 6), tried).argmax(axis=1) != y).sum() == 5
+    alike = np.full(len(tried), 1 / len(tried))
+    assert (_auto._mixed(alike, tried).argmax(axis=1) != y).sum() == 5
     rate, weights, scaled = fit._weighed(tried)
     assert rate.low < 0.4 < rate.high
     assert weights[-1] > 0.1
@@ -321,7 +344,8 @@ def test_candidates_differ_where_nothing_is_set(iris):
     params = {c.name: c.params for c in candidates}
     assert params["dropout"]["dropout"] == 0.5
     assert isinstance(params["sparse"]["strategy"][-1], GroupLasso)
-    assert params["smooth_kernel"]["scale"] < params["kernel"]["scale"]
+    scales = [params[f"{name}kernel"]["scale"] for name in ("linear_", "smooth_", "")]
+    assert scales == sorted(scales)
     RobustClassifier(**params["dropout"]).fit(*iris)
 
 
