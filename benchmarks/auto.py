@@ -20,7 +20,8 @@ from runs import append, parse_names, parse_noise, parse_numbers
 from standings import INJECTED, NOISES
 
 from robustclf import RobustClassifier
-from robustclf._auto import AS_GIVEN, CORRECTED, SHALLOW, Auto, Tried
+from robustclf._auto import AS_GIVEN, SHALLOW, Auto
+from robustclf._weighing import CORRECTED, Tried
 
 RESULTS = Path(__file__).parent / "results" / "auto.jsonl"
 DEVELOPED_ON = ("vehicle", "vowel", "digits", "dna")

@@ -1,7 +1,7 @@
 """Classification when labels are wrong: robust losses and training strategies for tables."""
 
-from robustclf._auto import AutoReport
 from robustclf._version import __version__ as __version__
+from robustclf._weighing import AutoReport
 from robustclf.classifier import RobustClassifier
 from robustclf.losses import list_losses, make_loss
 from robustclf.recipes import list_recipes

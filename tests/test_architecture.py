@@ -43,6 +43,7 @@ LAYERS = [
     {"_build"},
     {"_export", "_lanes"},
     {"_stack", "_mixture"},
+    {"_weighing"},
     {"_auto"},
     {"classifier"},
     {"_search"},

@@ -20,6 +20,7 @@ from skorch.callbacks import Callback
 from robustclf import RobustClassifier, _auto
 from robustclf._mixture import Filtered, KernelLeastSquares, Network
 from robustclf._net import DivergenceError
+from robustclf._weighing import Tried, mixed
 from robustclf.model_selection import RobustSearchCV
 from robustclf.modules import ResNet
 from robustclf.noise import clean_proba, inject_noise, uniform_transition
@@ -88,80 +89,6 @@ def test_out_of_fold_accuracy_is_honest():
         assert candidate.accuracy < 1 / 3 + four_deviations, candidate.name
 
 
-def test_models_that_predict_fewer_labels_weigh_less():
-    codes = np.repeat([0, 1], 200)
-    good, fair = np.eye(2)[codes], np.eye(2)[codes]
-    fair[:40] = fair[:40, ::-1]
-    labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
-    tried = [_auto.Tried(str(i), None, oof, 0.0, {}) for i, oof in enumerate((good, fair, good))]
-    weights = labels.weights(tried)
-    assert_allclose(weights.sum(), 1)
-    assert_allclose(weights[0], weights[2])
-    # 40 of 400 labels fewer, with a standard error of sqrt(.1 * .9 / 400)
-    assert_allclose(weights[1] / weights[0], np.exp(-0.1 / np.sqrt(0.09 / 400)))
-
-
-def test_labels_that_cannot_tell_models_apart_leave_the_weight_that_was_given():
-    codes = np.repeat([0, 1], 200)
-    alike = np.eye(2)[codes]
-    labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
-    tried = [_auto.Tried(name, None, alike, 0.0, {}) for name in ("dropout", "filtered")]
-    assert_allclose(labels.weights(tried), [1 / 9, 8 / 9])
-    tried[1].oof = np.where(np.arange(400)[:, None] % 4, alike, alike[:, ::-1])
-    assert labels.weights(tried)[1] < 1e-3
-
-
-def test_a_model_that_is_worse_in_every_row_has_no_weight():
-    codes = np.repeat([0, 1], 20)
-    right = np.eye(2)[codes]
-    labels = _auto.Labels(codes, np.ones(40), np.arange(40) % 5, 2)
-    tried = [_auto.Tried(str(i), None, oof, 0.0, {}) for i, oof in enumerate((right, 1 - right))]
-    with np.errstate(all="raise"):
-        assert_array_equal(labels.weights(tried), [1, 0])
-
-
-def test_what_was_given_weighs_less_the_fewer_labels_are_wrong():
-    codes = np.repeat([0, 1], 200)
-    alike = np.eye(2)[codes]
-    labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
-    tried = [_auto.Tried(name, None, alike, 0.0, {}) for name in ("sparse", "filtered")]
-    assert_allclose(labels.weights(tried, noisy=0.0), [1 / 2, 1 / 2])
-    assert_allclose(labels.weights(tried, noisy=3 / 7), [1 / 5, 4 / 5])
-
-
-@pytest.mark.parametrize("suffix", ["", _auto.CORRECTED])
-def test_nearly_linear_models_are_for_noisy_labels_and_grown_trees_for_clean_ones(suffix):
-    codes = np.repeat([0, 1], 200)
-    labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
-    names = ("sparse", f"linear_kernel{suffix}", f"deep_forest{suffix}")
-    tried = [_auto.Tried(name, None, np.eye(2)[codes], 0.0, {}) for name in names]
-    assert_allclose(labels.weights(tried, noisy=0.0), [1 / 2, 0, 1 / 2])
-    assert_allclose(labels.weights(tried, noisy=0.25), [1 / 2, 1 / 8, 3 / 8])
-    assert_allclose(labels.weights(tried), [1 / 2, 1 / 2, 0])
-
-
-def test_models_without_prior_weight_have_no_say_in_that_of_others():
-    codes = np.repeat([0, 1], 200)
-    right = np.eye(2)[codes]
-    worse = np.where(np.arange(400)[:, None] % 5, right, right[:, ::-1])
-    worst = np.where(np.arange(400)[:, None] % 3, right, right[:, ::-1])
-    labels = _auto.Labels(codes, np.ones(400), np.arange(400) % 5, 2)
-    others = [_auto.Tried(name, None, oof, 0.0, {}) for name, oof in (("a", worse), ("b", worst))]
-    memorised = _auto.Tried("deep_forest", None, right, 0.0, {})
-    assert_array_equal(labels.weights([*others, memorised]), [*labels.weights(others), 0])
-
-
-def test_what_memorises_tells_nothing_of_the_noise():
-    true = np.repeat([0, 1], 200)
-    given = np.where(np.arange(400) % 5 == 0, 1 - true, true)
-    labels = _auto.Labels(given, np.ones(400), np.arange(400) % 5, 2)
-    knows = _auto.Tried("kernel", None, np.where(np.eye(2)[true] == 1, 0.8, 0.2), 0.0, {})
-    memorised = _auto.Tried("deep_forest", None, np.eye(2)[given], 0.0, {})
-    transition = labels.transition([knows, memorised])
-    assert_array_equal(transition, labels.transition([knows]))
-    assert_allclose(transition.diagonal(), 0.8, atol=0.02)
-
-
 def test_a_sure_model_does_not_outvote_many_that_are_not():
     """Noise pulls probabilities of the given label together; those of the true one it does not."""
     y = np.repeat([0, 1], [600, 400])
@@ -172,25 +99,18 @@ def test_a_sure_model_does_not_outvote_many_that_are_not():
     fit._encode()
     unsure = np.where(np.eye(2)[y] == 1, 0.55, 0.45)
     sure = np.where(np.arange(1000)[:, None] < 5, np.eye(2)[1 - y], np.eye(2)[y])
-    tried = [_auto.Tried(name, _auto.Shallow(None, 2), unsure, 0.0, {}) for name in _auto.AS_GIVEN]
-    tried.append(_auto.Tried("sparse", None, sure, 0.0, {}))
+    tried = [Tried(name, _auto.Shallow(None, 2), unsure, 0.0, {}) for name in _auto.AS_GIVEN]
+    tried.append(Tried("sparse", None, sure, 0.0, {}))
     alike = np.full(len(tried), 1 / len(tried))
-    assert (_auto._mixed(alike, tried).argmax(axis=1) != y).sum() == 5
+    assert (mixed(alike, tried).argmax(axis=1) != y).sum() == 5
     rate, weights, scaled = fit._weighed(tried)
     assert rate.low < 0.4 < rate.high
     assert weights[-1] > 0.1
-    assert_array_equal(_auto._mixed(weights, scaled).argmax(axis=1), y)
+    assert_array_equal(mixed(weights, scaled).argmax(axis=1), y)
     undone = clean_proba(unsure, uniform_transition(rate.rate, 2))
     for model in scaled[:-1]:
         assert_allclose(model.oof, undone)
     assert scaled[-1] is tried[-1]
-
-
-def test_weights_count_rows_by_their_weight():
-    codes = np.array([0, 1])
-    only_first = _auto.Tried("0", None, np.array([[0.9, 0.1], [0.9, 0.1]]), 0.0, {})
-    labels = _auto.Labels(codes, np.array([3.0, 1.0]), np.arange(2), 2)
-    assert labels.accuracy(only_first.oof) == 0.75
 
 
 # What it keeps --------------------------------------------------------------------------------
