@@ -279,7 +279,10 @@ class Auto:
         weights = np.where(weights < NEGLIGIBLE, 0.0, weights)
         most = MOST_NOISE * (1 - 1 / labels.n_classes)
         uniform = uniform_transition(min(rate.rate, most), labels.n_classes)
-        tried = [self._undone(t, uniform) if t.name in AS_GIVEN else t for t in tried]
+        tried = [
+            self._undone(t, uniform) if t.name in AS_GIVEN and w > 0 else t
+            for t, w in zip(tried, weights, strict=True)
+        ]
         return rate, weights / weights.sum(), tried
 
     def _learned(self, tried: list[Tried], transition: Floats) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_a_sure_model_does_not_outvote_many_that_are_not():
     fit._encode()
     unsure = np.where(np.eye(2)[y] == 1, 0.55, 0.45)
     sure = np.where(np.arange(1000)[:, None] < 5, np.eye(2)[1 - y], np.eye(2)[y])
-    tried = [Tried(name, _auto.Shallow(None, 2), unsure, 0.0, {}) for name in _auto.AS_GIVEN]
+    tried = [Tried(name, _auto.Shallow(None, 2), unsure, 0.0, {}) for name in _auto.UNDONE]
     tried.append(Tried("sparse", None, sure, 0.0, {}))
     alike = np.full(len(tried), 1 / len(tried))
     assert (mixed(alike, tried).argmax(axis=1) != y).sum() == 5

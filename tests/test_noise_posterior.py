@@ -54,3 +54,11 @@ def test_zeros_stay_finite():
 def test_refuses_what_is_no_matrix_of_the_classes(transition):
     with pytest.raises(ValueError, match="transition"):
         clean_proba(np.full((1, 3), 1 / 3), transition)
+
+
+def test_rows_count_for_themselves_however_many_there_are():
+    proba = np.random.default_rng(0).dirichlet(np.ones(3), size=5_000)
+    transition = pair_transition(0.3, 3)
+    each = [clean_proba(proba[[row]], transition)[0] for row in (0, 2_500, 4_999)]
+    assert_allclose(clean_proba(proba, transition)[[0, 2_500, 4_999]], each)
+    assert clean_proba(proba[:0], transition).shape == (0, 3)

@@ -9,6 +9,7 @@ from robustclf.noise.matrices import check_transition
 
 ITERATIONS = 60
 TINY = 1e-12
+CHUNK = 2_048  # rows that are worked on at a time, in the cache of a processor
 
 
 def clean_proba(
@@ -60,8 +61,10 @@ def clean_proba(
     """
     p = np.asarray(proba, dtype=np.float64)
     T = check_transition(transition, p.shape[1])
-    q = p + TINY
-    for _ in range(max_iter):
-        q *= (p / (q @ T + TINY)) @ T.T
-        q /= q.sum(axis=1, keepdims=True)
-    return q
+    clean = p + TINY
+    for start in range(0, len(p), CHUNK):
+        given, q = p[start : start + CHUNK], clean[start : start + CHUNK]
+        for _ in range(max_iter):
+            q *= (given / (q @ T + TINY)) @ T.T
+            q /= q.sum(axis=1, keepdims=True)
+    return clean
