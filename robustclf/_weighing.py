@@ -104,7 +104,7 @@ class Tried:
     learned: dict[str, Any] = field(default_factory=dict)
 
     def prior(self, noisy: float) -> float:
-        """Return the weight if labels cannot tell it from others; ``noisy`` of 0 to 1 are wrong."""
+        """Return the weight where labels do not tell models apart; ``noisy`` as in ``weights``."""
         clean, most = PRIORS.get(self.name.removesuffix(CORRECTED), (1.0, 1.0))
         return clean + (most - clean) * noisy
 
