@@ -43,7 +43,7 @@ LAYERS = [
     {"_build"},
     {"_export", "_lanes"},
     {"_stack", "_mixture"},
-    {"_weighing"},
+    {"_weighing", "_fitted"},
     {"_auto"},
     {"classifier"},
     {"_search"},
