@@ -16,7 +16,7 @@ from robustclf.noise import NoiseRate, noise_rate
 
 # of models that the labels cannot tell apart: where none is wrong, where many are; others have 1, 1
 PRIORS = {"filtered": (1.0, 8.0), "deep_forest": (1.0, 0.0), "linear_kernel": (0.0, 1.0)}
-NOISY = 0.05  # share of wrong labels, from which on they are many
+NOISY = 0.15  # share of wrong labels, from which on they are many
 CORRECTED = " corrected"  # ends the name of a model with the noise undone
 
 
