@@ -476,7 +476,8 @@ def test_strategies_learn_and_leave_nothing_behind(iris, strategy, loss):
 
 
 @pytest.mark.parametrize("strategy", FORMS, ids=str)
-def test_strategies_fit_mixed_batches_in_half_precision_and_again(iris, strategy):
+def test_strategies_fit_mixed_batches_in_half_precision_and_again(iris, strategy, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
     params = {"hidden": (8,), "max_epochs": 2, "batch_size": 25, "precision": "bf16"}
     clf = RobustClassifier(loss="ce", strategy=[Mixup(), strategy], **params)
     assert np.isfinite(clf.fit(*iris).fit(*iris).predict_proba(iris[0])).all()
