@@ -33,6 +33,7 @@ MLBENCH = {  # file in uci_mlbench, OpenML id, number of trailing columns that a
     "shuttle": ("shuttle", 40685, 9),
 }
 TABLES = ["vehicle", "vowel", "digits", "dna", "breast_cancer", "satellite", "letter", "shuttle"]
+SMALL = ("vehicle", "vowel", "breast_cancer")  # fewer than 1,000 rows
 HALVES = [f"{name}-binary" for name in TABLES if name != "breast_cancer"]
 TAILED = [f"{name}-lognormal" for name in TABLES]
 DERIVED = [*HALVES, *TAILED]

@@ -87,7 +87,8 @@ def _label(dataset: str, noise: str, detail: bool) -> str:
 
 
 def _row(label: str, cells: Cells, models: list[str]) -> str:
-    means = [mean(score(runs[model]) for runs in cells.values()) for model in models]
+    tables = table_means(cells, models).values()
+    means = [mean(table[model] for table in tables) for model in models]
     shown = [f"**{m:.3f}**" if m == max(means) else f"{m:.3f}" for m in means]
     return _table_row(label, cells, shown)
 
