@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data import BINARY, EVERY, REAL, SMALL, TABLES, Features, Labels, Split, load
-from peers import APART, PEERS
+from data import BINARY, EVERY, MIXED, REAL, SMALL, TABLES, Features, Labels, Split, load
+from peers import APART, PEERS, of_dataframes
 from runs import (
     Cell,
     Cells,
@@ -109,6 +109,8 @@ def run(model: str, split: Split, cell: Cell, args: argparse.Namespace) -> Run:
     measure = auc_on if dataset.startswith("jira-") else accuracy_on
     if model in ALL_PEERS:
         make = partial(ALL_PEERS[model], seed, args.threads)
+        if dataset in MIXED:
+            make = partial(of_dataframes, model, make)
         return {"settings": {}} | evaluate(make, split, args.threads, measure)
     make = partial(make_robust, args.settings, seed, args.threads)
     if args.fit_clean:
@@ -134,10 +136,16 @@ def grid(args: argparse.Namespace) -> Iterable[Cell]:
 
 
 def noises_of(dataset: str) -> tuple[str, ...]:
-    """Return the noises of a table; of two classes, with 60 % wrong, each is named the other."""
+    """Return the noises of a table.
+
+    Of two classes, with 60 % wrong, each is named the other; noise that depends on the features is
+    drawn from numbers.
+    """
     if dataset in REAL:
         return REAL[dataset]
-    return tuple(noise for noise in INJECTED if not (dataset in BINARY and noise == "symmetric-.6"))
+    impossible = ("symmetric-.6",) * (dataset in BINARY)
+    impossible += ("instance-.2", "instance-.4") * (dataset in MIXED)
+    return tuple(noise for noise in INJECTED if noise not in impossible)
 
 
 def refuse_mixed_settings(done: Cells, args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from mixed import MIXED
 from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import truncnorm
@@ -42,11 +43,11 @@ KEEL_BINARY += ["magic", "mammographic", "monk-2", "mushroom", "phoneme", "pima"
 KEEL_BINARY += ["spambase", "tic-tac-toe", "titanic", "twonorm", "wisconsin"]
 KEEL = ["contraceptive", "led7digit", "marketing", "movement_libras", "optdigits", "penbased"]
 KEEL = sorted([*KEEL, "segment", "texture", *KEEL_BINARY])  # of the KEEL repository
-BINARY = ("breast_cancer", *HALVES, *KEEL_BINARY)  # with two classes
+BINARY = ("breast_cancer", *HALVES, *KEEL_BINARY, "churn", "rats")  # with two classes
 JIRA = ("activemq", "camel", "derby", "groovy", "jruby", "lucene", "wicket")
 REAL = {"cifar10n": ("aggre", "random1", "worse"), "trec": ("real",)}  # the noises they come with
 REAL |= {f"jira-{project}": ("real",) for project in JIRA}
-EVERY = [*TABLES, *KEEL, *DERIVED, *REAL]
+EVERY = [*TABLES, *KEEL, *MIXED, *DERIVED, *REAL]
 TEST_FRACTION = 0.3
 SPREAD = 0.1  # standard deviation of drawn flip rates, as in Xia et al. (2020)
 
@@ -84,7 +85,9 @@ def load(name: str, noise: str, rate: float, seed: int, max_train: int = 10_000)
 
 
 def load_table(name: str) -> tuple[Features, Labels]:
-    """Return the clean table ``X, y``."""
+    """Return the clean table ``X, y``; X is a dataframe if there are texts and gaps in it."""
+    if name in MIXED:
+        return MIXED[name].read()
     if name in HALVES:
         X, y = load_table(name.removesuffix("-binary"))
         return X, y % 2

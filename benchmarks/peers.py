@@ -4,16 +4,20 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 from data import Features, Labels
 from numpy.typing import NDArray
+from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 HELD_OUT = 0.2  # share of the training rows, with the labels given, that early stopping looks at
+NATIVE = ("lgbm", "lgbm-es", "catboost")  # have means of their own for categories
 BOOSTING = {"n_estimators": 1000, "early_stopping_rounds": 50}
 
 
@@ -27,7 +31,8 @@ class EarlyStopped:
     def fit(self, X: Features, y: Labels) -> Self:
         """Hold a part of the rows out, and fit to the others."""
         train, held_out = split_rows(y, self.seed)
-        self.model.fit(X[train], y[train], eval_set=[(X[held_out], y[held_out])])
+        rows = getattr(X, "iloc", X)
+        self.model.fit(rows[train], y[train], eval_set=[(rows[held_out], y[held_out])])
         return self
 
     def predict(self, X: Features) -> Labels:
@@ -37,6 +42,69 @@ class EarlyStopped:
     def predict_proba(self, X: Features) -> Features:
         """Return the probabilities of the classes."""
         return self.model.predict_proba(X)
+
+
+class Native:
+    """A boosting model that takes the texts of dataframes as categories by its own means."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def fit(self, X: pd.DataFrame, y: Labels) -> Self:
+        """Name the categories, and fit."""
+        booster = getattr(self.model, "model", self.model)
+        self.names = list(X.select_dtypes(exclude="number"))
+        self.types: dict[str, pd.CategoricalDtype] = {}
+        if "CatBoost" in type(booster).__name__:
+            booster.set_params(cat_features=self.names)
+        else:
+            texts = self.texts(X)
+            self.types = {name: pd.CategoricalDtype(texts[name].unique()) for name in self.names}
+        self.model.fit(self.typed(X), y)
+        return self
+
+    def texts(self, X: pd.DataFrame) -> pd.DataFrame:
+        """Return the texts; a gap is one, too."""
+        return X[self.names].astype(object).fillna("gap").astype(str)
+
+    def typed(self, X: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows with their texts as what the model takes."""
+        texts = self.texts(X)
+        for name, kind in self.types.items():
+            codes = kind.categories.get_indexer(texts[name])  # -1, a gap, if never seen
+            texts[name] = pd.Categorical.from_codes(codes, dtype=kind)
+        return X.assign(**texts)
+
+    def predict(self, X: pd.DataFrame) -> Labels:
+        """Return the labels of rows."""
+        return np.ravel(self.model.predict(self.typed(X)))
+
+
+class Indicators:
+    """A model that takes the texts of dataframes as indicators, and medians for gaps."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        indicators = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+        texts = make_column_selector(dtype_exclude="number")
+        numbers = SimpleImputer(strategy="median")
+        self.encoder = make_column_transformer((indicators, texts), remainder=numbers)
+
+    def fit(self, X: pd.DataFrame, y: Labels) -> Self:
+        """Encode the rows, and fit."""
+        self.model.fit(self.encoder.fit_transform(X), y)
+        return self
+
+    def predict(self, X: pd.DataFrame) -> Labels:
+        """Return the labels of rows."""
+        return self.model.predict(self.encoder.transform(X))
+
+
+def of_dataframes(name: str, make: Callable[[], Any]) -> Any:
+    """Return a peer that takes dataframes."""
+    if name in APART:
+        return make()
+    return (Native if name in NATIVE else Indicators)(make())
 
 
 def split_rows(y: Labels, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
