@@ -245,6 +245,7 @@ class Auto:
         if name == "filtered":
             least = min(FILTERS, key=lambda kernel: self.fits[kernel][WHOLE].error_)
             given["kernel"] = self.fits[least]
+            given["features"] = self.fits["kernel"][WHOLE].features_
         oof, self.fits[name] = model.fit(self.x, labels.codes, labels.weight, labels.folds, **given)
         params = {k: v for k, v in estimator.get_params().items() if k != "random_state"}
         return Tried(name, model, oof, time.perf_counter() - started, params)
@@ -267,7 +268,8 @@ class Auto:
         former = tried.model.estimator  # a penalty tuned to labels so alike would be too small
         estimator = clone(former).set_params(**former.tuned_)
         with fits_of_trees_and_kernels():
-            estimator.fit(self.x[rows], labels.codes[rows], labels.weight[rows], kept=kept)
+            given = {"kept": kept, "features": former.features_}
+            estimator.fit(self.x[rows], labels.codes[rows], labels.weight[rows], **given)
         seconds = tried.seconds + time.perf_counter() - started
         return replace(tried, model=Shallow(estimator, labels.n_classes), seconds=seconds)
 

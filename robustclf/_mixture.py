@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from scipy.linalg import eigh
+from scipy.linalg import cholesky, eigh, solve_triangular
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.ensemble import ExtraTreesClassifier
@@ -26,7 +26,8 @@ from robustclf.noise import clean_proba, estimate_transition
 
 Floats = NDArray[np.floating[Any]]
 
-POINTS = 500  # rows whose kernels span the functions
+POINTS = 500  # least number of rows whose kernels span the functions
+PRODUCTS = 1e9  # n m^2 up to which m points of n rows are more than that
 MOST_ROWS = 20_000  # that these functions are fitted to
 PENALTIES = np.logspace(-3, 3, 7)
 LEAST = 1e-3  # probability of any class
@@ -55,6 +56,9 @@ class KernelLeastSquares(Probabilistic):
     without bias and vary little: of few rows with many wrong labels they often say most.
     Probabilities are clipped from below and scaled to a sum of 1.
 
+    Functions are spanned by the kernels of 500 rows; if s is 1 or more and there are n < 4,000 rows
+    by those of :math:`\sqrt{10^9 / n}`, which are all of up to 1,000.
+
     Parameters
     ----------
     scale : float, default=1.0
@@ -65,6 +69,8 @@ class KernelLeastSquares(Probabilistic):
 
     Attributes
     ----------
+    features_ : transformer
+        From rows to the features that least squares weigh.
     error_ : float
         Mean squared error on rows left out one at a time; nan if the penalty was given.
 
@@ -89,8 +95,11 @@ class KernelLeastSquares(Probabilistic):
         self.penalty = penalty
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Fit to rows and labels, to a part of them if they are many."""
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, features: Any = None) -> Self:
+        """Fit to rows and labels, to a part of them if they are many.
+
+        ``features`` are those of another fit to such rows, which need not be made anew.
+        """
         rng = check_random_state(self.random_state)
         y, w = np.asarray(y), np.ones(X.shape[0]) if sample_weight is None else sample_weight
         self.classes_ = np.unique(y)
@@ -98,37 +107,38 @@ class KernelLeastSquares(Probabilistic):
         if len(y) > MOST_ROWS:
             self.fitted_ = rng.permutation(len(y)) < MOST_ROWS
             X, y, w = X[self.fitted_], y[self.fitted_], w[self.fitted_]
-        nystroem = Nystroem(
-            gamma=self.scale / X.shape[1], n_components=min(POINTS, len(y)), random_state=rng
-        )
-        scaler = StandardScaler(with_mean=not issparse(X))
-        onehot = (y[:, None] == self.classes_).astype(np.float64)
-        features = make_pipeline(scaler, nystroem)
-        phi = features.fit_transform(X.astype(np.float64))
+        X, onehot = X.astype(np.float64), (y[:, None] == self.classes_).astype(np.float64)
+        self.features_ = self._features(X, rng) if features is None else features
+        phi = self.features_.transform(X)
         penalty, self.error_ = self.penalty, np.nan
         if penalty is None:
             penalty, self.error_ = least_error(phi, onehot, w)
-        ridge = Ridge(penalty, solver="cholesky").fit(phi, onehot, sample_weight=w)
-        self.model_ = make_pipeline(features, ridge)
+        self.ridge_ = Ridge(penalty, solver="cholesky").fit(phi, onehot, sample_weight=w)
         self.tuned_ = {"penalty": penalty}
         return self
+
+    def _features(self, X: Any, rng: np.random.RandomState) -> Any:
+        n, d = X.shape
+        points = POINTS if self.scale < 1 else max(POINTS, int((PRODUCTS / n) ** 0.5))
+        nystroem = Nystroem(gamma=self.scale / d, n_components=min(points, n), random_state=rng)
+        return make_pipeline(StandardScaler(with_mean=not issparse(X)), nystroem).fit(X)
 
     def predict_proba(self, X: Any) -> Floats:
         """Return the probability of each class, ``(row, class)``."""
         batches = gen_batches(X.shape[0], CHUNK)
-        values = [self.model_.predict(X[rows].astype(np.float64)) for rows in batches]
-        return self._proba(np.concatenate(values))
+        phi = (self.features_.transform(X[rows].astype(np.float64)) for rows in batches)
+        return self._proba(np.concatenate([self.ridge_.predict(part) for part in phi]))
 
     def left_out_proba(self, X: Any, y: Any, sample_weight: Any) -> Floats:
         """Return what ``predict_proba`` of the fitted rows would be, each row left out in turn."""
-        features, ridge = self.model_
         rows = self.fitted_
-        phi, w = features.transform(X[rows].astype(np.float64)), sample_weight[rows]
-        value = ridge.predict(phi).reshape(len(phi), -1)
+        phi, w = self.features_.transform(X[rows].astype(np.float64)), sample_weight[rows]
+        value = self.ridge_.predict(phi).reshape(len(phi), -1)
         phi -= np.average(phi, axis=0, weights=w)
         gram = (phi.T * w) @ phi
         gram.flat[:: len(gram) + 1] += self.tuned_["penalty"]
-        leverage = np.einsum("ij,ij->i", phi @ np.linalg.inv(gram), phi)
+        half = solve_triangular(cholesky(gram, lower=True), phi.T, lower=True)
+        leverage = np.einsum("ij,ij->j", half, half)
         own = (w * (leverage + 1 / w.sum())).clip(max=MOST_LEVERAGE)[:, None]
         onehot = y[rows, None] == self.classes_
         proba = np.empty((len(rows), len(self.classes_)))
@@ -217,7 +227,14 @@ class Filtered(Probabilistic):
         self.random_state = random_state
 
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, *, kernel: Any = None, kept: Any = None
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        kernel: Any = None,
+        kept: Any = None,
+        features: Any = None,
     ) -> Self:
         """Fit to rows and labels.
 
@@ -230,6 +247,8 @@ class Filtered(Probabilistic):
         kept : ndarray of shape (n_samples,), optional
             Which rows to learn from; None for those of steps 1 and 2. If they have a single class,
             they are all rows.
+        features : transformer, optional
+            Of kernel least squares of scale 1; None to make them of the rows that are learned from.
         """
         y, w = np.asarray(y), np.ones(X.shape[0]) if sample_weight is None else sample_weight
         self.classes_, codes = np.unique(y, return_inverse=True)
@@ -245,8 +264,8 @@ class Filtered(Probabilistic):
             self.n_estimators, min_samples_leaf=3, max_features=0.25, random_state=seeds[1]
         ).fit(X, codes, sample_weight=w)
         self.kernel_ = KernelLeastSquares(penalty=self.penalty, random_state=seeds[2])
-        self.kernel_.fit(X, codes, sample_weight=w)
-        self.tuned_ = self.kernel_.tuned_
+        self.kernel_.fit(X, codes, sample_weight=w, features=features)
+        self.tuned_, self.features_ = self.kernel_.tuned_, self.kernel_.features_
         return self
 
     @staticmethod
@@ -311,23 +330,26 @@ class Shallow:
         folds: Any,
         *,
         parallel: Parallel | None = None,
+        features: Any = None,
         **given: dict[int, Any],
     ) -> tuple[Floats, dict[int, Any]]:
         """Fit to the rows that have a fold; return the probabilities of all rows, and the fits.
 
         Those of rows that have a fold are of trees, or of a copy, that did not train on them. The
-        copies have the parameters that the classifier chose. Each fit is under its fold, that to
-        all rows under ``WHOLE``, and so are further arguments of each fit in ``given``.
-        ``parallel`` fits the copies at once.
+        copies have the parameters that the classifier chose, and its ``features``, which know no
+        label. Each fit is under its fold, that to all rows under ``WHOLE``, and so are further
+        arguments of each fit in ``given``. ``parallel`` fits the copies at once.
         """
         rows = np.flatnonzero(folds >= 0)
 
-        def fit(estimator: Any, fold: int) -> Any:
+        def fit(estimator: Any, fold: int, features: Any) -> Any:
             train = rows[folds[rows] != fold]
             more = {name: by_fold[fold] for name, by_fold in given.items()}
+            if features is not None:
+                more["features"] = features
             return estimator.fit(x[train], codes[train], sample_weight=weight[train], **more)
 
-        fits = {WHOLE: fit(self.estimator, WHOLE)}
+        fits = {WHOLE: fit(self.estimator, WHOLE, features)}
         proba = np.empty((len(codes), self.n_classes))
         others = np.flatnonzero(folds < 0)
         if len(others):
@@ -338,7 +360,7 @@ class Shallow:
         tuned = clone(self.estimator).set_params(**self.estimator.tuned_)
         held_out = np.unique(folds[rows]).tolist()
         copies = (parallel or Parallel(1, require="sharedmem"))(
-            delayed(fit)(clone(tuned), fold) for fold in held_out
+            delayed(fit)(clone(tuned), fold, self.estimator.features_) for fold in held_out
         )
         fits |= zip(held_out, copies, strict=True)
         for fold in held_out:

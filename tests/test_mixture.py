@@ -67,6 +67,34 @@ def test_kernel_least_squares_with_the_penalty_they_chose():
     assert abs(other.fit(x, codes).predict_proba(x) - given.predict_proba(x)).max() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("n", "scale", "points"),
+    [(300, 1.0, 300), (1000, 1.0, 1000), (1600, 1.0, 790), (4100, 1.0, 500), (1600, 0.1, 500)],
+)
+def test_few_rows_all_span_the_functions(n, scale, points):
+    x = np.random.default_rng(0).normal(size=(n, 2))
+    fitted = KernelLeastSquares(scale, penalty=1.0, random_state=0).fit(x, np.arange(n) % 2)
+    assert fitted.features_["nystroem"].n_components == points
+
+
+def test_features_of_another_fit_are_taken():
+    rng = np.random.default_rng(0)
+    x, codes = rng.normal(size=(60, 3)), rng.integers(0, 2, 60)
+    first = KernelLeastSquares(random_state=0).fit(x, codes)
+    again = KernelLeastSquares(random_state=1).fit(x[:40], codes[:40], features=first.features_)
+    assert again.features_ is first.features_
+    filtered = Filtered(random_state=0).fit(x, codes, features=first.features_)
+    assert filtered.kernel_.features_ is first.features_
+
+
+def test_copies_of_a_fold_share_what_knows_no_label():
+    rng = np.random.default_rng(0)
+    x, codes, folds = rng.normal(size=(60, 3)), rng.integers(0, 2, 60), np.arange(60) % 3
+    _, fits = Shallow(KernelLeastSquares(random_state=0), 2).fit(x, codes, np.ones(60), folds)
+    assert len({id(fit.features_) for fit in fits.values()}) == 1
+    assert len({id(fit.ridge_) for fit in fits.values()}) == 4
+
+
 @pytest.mark.parametrize("n_features", [10, 60])
 @pytest.mark.parametrize("noise", [0.1, 10.0])
 def test_the_penalty_of_the_least_error_is_that_of_ridge_cv(n_features, noise):
@@ -92,7 +120,7 @@ def test_kernel_least_squares_of_many_rows_take_some(monkeypatch):
     monkeypatch.setattr(_mixture, "MOST_ROWS", 100)
     X, y = load_iris(return_X_y=True)
     fitted = KernelLeastSquares(random_state=0).fit(X, y)
-    assert fitted.model_[0]["nystroem"].components_.shape == (100, 4)
+    assert fitted.features_["nystroem"].components_.shape == (100, 4)
     assert fitted.score(X, y) > 0.9
 
 
@@ -102,7 +130,7 @@ def test_kernel_least_squares_without_a_row(penalty):
     x, codes, w = rng.normal(size=(60, 2)), rng.integers(0, 3, 60), rng.uniform(0.5, 2, 60)
     fitted = KernelLeastSquares(penalty=penalty, random_state=0).fit(x, codes, w)
     proba = fitted.left_out_proba(x, codes, w)
-    phi, onehot = fitted.model_[0].transform(x), np.eye(3)[codes]
+    phi, onehot = fitted.features_.transform(x), np.eye(3)[codes]
     for i in range(0, 60, 7):
         others = np.arange(60) != i
         ridge = Ridge(fitted.tuned_["penalty"])
