@@ -35,16 +35,15 @@ class Mixed(NamedTuple):
         kept = rows >= max(LEAST_ROWS, LEAST_SHARE * len(table))
         without = ["rownames", self.target, *self.without.split()]
         features = self.columns.split() or table.columns.difference(without, sort=False)
-        return table.loc[kept, features].reset_index(drop=True), pd.factorize(
-            classes[kept], sort=True
-        )[0]
+        codes, _ = pd.factorize(classes[kept], sort=True)
+        return table.loc[kept, features].reset_index(drop=True), codes
 
 
 def classes_of(target: Any) -> Any:
-    """Return a text as it is; of numbers of many values, which quarter of the rows each is in."""
-    if not pd.api.types.is_float_dtype(target) and target.nunique() < 100:
-        return target
-    return pd.qcut(target, 4, labels=False)
+    """Return a text as it is, and of numbers which quarter of the rows each is in."""
+    if pd.api.types.is_numeric_dtype(target):
+        return pd.qcut(target, 4, labels=False)
+    return target
 
 
 MIXED = {

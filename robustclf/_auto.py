@@ -23,9 +23,10 @@
 
 No label is changed, and the filter is made anew within each fold, so that steps 2 and 3 stay
 honest: no model has seen the label of a row that judges it, not even through a target or a choice
-of other rows. The mixture's choice has, so that step 7 is not judged; and with ``cross_fit``, where
-out-of-fold probabilities are to be those of the model that predicts, it is left out. Without noise
-T is near the identity and nothing is lost.
+of other rows. What knows no label, encoder and kernel features, is of all rows. The mixture's
+choice has seen it, so that step 7 is not judged; and with ``cross_fit``, where out-of-fold
+probabilities are to be those of the model that predicts, it is left out. Without noise T is near
+the identity and nothing is lost.
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ class Auto:
         if name == "filtered":
             least = min(FILTERS, key=lambda kernel: self.fits[kernel][WHOLE].error_)
             given["kernel"] = self.fits[least]
-            given["features"] = self.fits["kernel"][WHOLE].features_
+            given["features"] = {WHOLE: self.fits["kernel"][WHOLE].features_}
         oof, self.fits[name] = model.fit(self.x, labels.codes, labels.weight, labels.folds, **given)
         params = {k: v for k, v in estimator.get_params().items() if k != "random_state"}
         return Tried(name, model, oof, time.perf_counter() - started, params)

@@ -330,7 +330,6 @@ class Shallow:
         folds: Any,
         *,
         parallel: Parallel | None = None,
-        features: Any = None,
         **given: dict[int, Any],
     ) -> tuple[Floats, dict[int, Any]]:
         """Fit to the rows that have a fold; return the probabilities of all rows, and the fits.
@@ -342,14 +341,12 @@ class Shallow:
         """
         rows = np.flatnonzero(folds >= 0)
 
-        def fit(estimator: Any, fold: int, features: Any) -> Any:
+        def fit(estimator: Any, fold: int) -> Any:
             train = rows[folds[rows] != fold]
             more = {name: by_fold[fold] for name, by_fold in given.items()}
-            if features is not None:
-                more["features"] = features
             return estimator.fit(x[train], codes[train], sample_weight=weight[train], **more)
 
-        fits = {WHOLE: fit(self.estimator, WHOLE, features)}
+        fits = {WHOLE: fit(self.estimator, WHOLE)}
         proba = np.empty((len(codes), self.n_classes))
         others = np.flatnonzero(folds < 0)
         if len(others):
@@ -359,8 +356,9 @@ class Shallow:
             return proba, fits
         tuned = clone(self.estimator).set_params(**self.estimator.tuned_)
         held_out = np.unique(folds[rows]).tolist()
+        given["features"] = dict.fromkeys(held_out, self.estimator.features_)
         copies = (parallel or Parallel(1, require="sharedmem"))(
-            delayed(fit)(clone(tuned), fold, self.estimator.features_) for fold in held_out
+            delayed(fit)(clone(tuned), fold) for fold in held_out
         )
         fits |= zip(held_out, copies, strict=True)
         for fold in held_out:
