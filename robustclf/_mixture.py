@@ -121,7 +121,8 @@ class KernelLeastSquares(Probabilistic):
         n, d = X.shape
         points = POINTS if self.scale < 1 else max(POINTS, int((PRODUCTS / n) ** 0.5))
         nystroem = Nystroem(gamma=self.scale / d, n_components=min(points, n), random_state=rng)
-        return make_pipeline(StandardScaler(with_mean=not issparse(X)), nystroem).fit(X)
+        features = make_pipeline(StandardScaler(with_mean=not issparse(X)), nystroem)
+        return features.set_output(transform="default").fit(X)
 
     def predict_proba(self, X: Any) -> Floats:
         """Return the probability of each class, ``(row, class)``."""

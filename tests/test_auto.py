@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris, make_classification
 from sklearn.model_selection import GridSearchCV, train_test_split
@@ -482,3 +483,13 @@ def test_chunks_cannot_follow_a_mixture(fitted, iris):
         fitted.partial_fit(*iris)
     assert "cannot go on with the mixture" in str(caught.value.__cause__)
     assert_array_equal(fitted.predict_proba(iris[0]), before)
+
+
+@pytest.mark.parametrize("output", ["pandas", "polars"])
+def test_the_output_that_others_are_set_to_changes_nothing(iris, output):
+    X, y = iris
+    expected = auto().fit(X, y)
+    with config_context(transform_output=output):
+        clf = auto().fit(X, y)
+        assert_array_equal(clf.predict_proba(X), expected.predict_proba(X))
+        assert_array_equal(expected.predict_proba(X), clf.predict_proba(X))
