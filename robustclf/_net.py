@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from robustclf._device import device_exists
 from robustclf._distributed import average_gradients, data_parallel
 from robustclf._packing import from_arrays, pack, to_arrays, unpack
+from robustclf._random import seeded
 from robustclf._training_set import TrainingSet, as_tensor
 from robustclf.losses import CrossEntropy, Loss
 from robustclf.modules import NestedDropout, Network
@@ -58,8 +59,7 @@ class Criterion(nn.Module):
 
     def __init__(self, loss: Loss, n_classes: int, n_members: int = 1, seed: int = 0) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed, "cpu"):
             self.loss = self.built = loss.build(n_classes, n_members)
         self.learned = nn.ModuleList(self.loss.learned())
 

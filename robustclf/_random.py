@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock
 
 import torch
 from torch import Generator, Tensor
+
+DRAWING = RLock()  # torch's own generators are one for all threads: fits in several take turns
 
 
 def default_generators(device: str) -> list[Generator]:
@@ -31,7 +34,7 @@ def random_states(device: str) -> list[Tensor]:
 @contextmanager
 def seeded(seed: int, device: str) -> Iterator[None]:
     """Seed torch for a fit and leave the caller's generators as they were."""
-    with torch.random.fork_rng(_cuda(device)):
+    with DRAWING, torch.random.fork_rng(_cuda(device)):
         for generator in default_generators(device):
             generator.manual_seed(seed)
         yield
@@ -48,15 +51,16 @@ def resumed(states: Sequence[Tensor], device: str) -> Iterator[None]:
 def drawing_from(generators: Sequence[Generator], device: str) -> Iterator[None]:
     """Let torch draw from these generators in the place of its own, which stay as they were."""
     defaults = default_generators(device)
-    before = [default.get_state() for default in defaults]
-    for default, own in zip(defaults, generators, strict=True):
-        default.set_state(own.get_state())
-    try:
-        yield
-    finally:
-        for default, own, state in zip(defaults, generators, before, strict=True):
-            own.set_state(default.get_state())
-            default.set_state(state)
+    with DRAWING:
+        before = [default.get_state() for default in defaults]
+        for default, own in zip(defaults, generators, strict=True):
+            default.set_state(own.get_state())
+        try:
+            yield
+        finally:
+            for default, own, state in zip(defaults, generators, before, strict=True):
+                own.set_state(default.get_state())
+                default.set_state(state)
 
 
 def _cuda(device: str) -> list[torch.device]:

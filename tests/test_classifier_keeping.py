@@ -3,12 +3,14 @@
 import contextlib
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from sklearn.base import clone
 from sklearn.preprocessing import StandardScaler
 from small_classifier import Two, small
 
@@ -62,6 +64,16 @@ def test_globals_are_untouched(iris):
     assert_array_equal(numpy_rng, np.random.get_state()[1])  # noqa: NPY002
     assert (threads, dtype) == (torch.get_num_threads(), torch.get_default_dtype())
     assert torch.is_grad_enabled()
+
+
+def test_fits_in_threads_are_those_alone(iris):
+    X, y = iris
+    clf = small(loss="ensloss", strategy="mixup", dropout=0.3, batch_size=20)
+    rng, alone = torch.get_rng_state(), clone(clf).fit(X, y).predict_proba(X)
+    with ThreadPoolExecutor(3) as threads:
+        each = list(threads.map(lambda _: clone(clf).fit(X, y).predict_proba(X), range(6)))
+    assert_array_equal(each, np.stack([alone] * 6))
+    assert torch.equal(rng, torch.get_rng_state())
 
 
 def test_inputs_are_untouched(iris):
