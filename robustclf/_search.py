@@ -337,6 +337,28 @@ class Search:
         return result | ({"train_scores": scores} if self.train_too else {})
 
 
+@dataclass
+class Labelled:
+    """A scorer that leaves out the rows without label, which no prediction can be right about."""
+
+    scorer: Callable[..., Any]
+
+    def __call__(self, estimator: Any, X: Any, y: Any, **params: Any) -> Any:
+        """Return the score of the rows that have a label."""
+        labels, missing = split_labels(y, estimator.classes_)
+        rows = np.flatnonzero(~missing)
+        params = _check_method_params(X, params=params, indices=rows)
+        return self.scorer(estimator, _safe_indexing(X, rows), labels, **params)
+
+
+def of_labelled(scorers: Any) -> Any:
+    """Return a scorer, or several in one, of the rows that have a label."""
+    if not isinstance(scorers, _MultimetricScorer):
+        return Labelled(scorers)
+    each = {name: Labelled(scorer) for name, scorer in scorers._scorers.items()}
+    return _MultimetricScorer(scorers=each, raise_exc=scorers._raise_exc)
+
+
 def final_step(estimator: Any) -> Any:
     """Return the estimator itself, or the last step of a pipeline."""
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator

@@ -17,10 +17,11 @@ from sklearn.model_selection._validation import (
     _insert_error_scores,
     _warn_or_raise_about_fit_failures,
 )
-from sklearn.utils import check_random_state, check_scalar, indexable
+from sklearn.utils import _safe_indexing, check_random_state, check_scalar, indexable
 from sklearn.utils.validation import _check_method_params
 
-from robustclf._search import Result, Search, final_step, groups_for
+from robustclf._rows import encode_labels, split_labels
+from robustclf._search import Result, Search, final_step, groups_for, of_labelled
 from robustclf.classifier import RobustClassifier
 from robustclf.noise import estimate_transition, make_noise_corrected_scorer
 
@@ -165,6 +166,7 @@ class RobustSearchCV(BaseSearchCV):
         ----------
         X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
         y : array-like of shape (n_samples,)
+            Rows without label, as in the classifier's ``fit``, are not scored.
         **params
             As in GridSearchCV: parameters of the estimator's ``fit``, such as ``sample_weight``,
             split as the rows are; ``groups`` for the splitter, and for strategies that need them.
@@ -181,11 +183,15 @@ class RobustSearchCV(BaseSearchCV):
         X, y = indexable(X, y)
         params = _check_method_params(X, params=params)
         base = self._seeded(rng)
-        self._find_transition(base, X, y, params)
+        labels, missing = split_labels(y)
+        self._find_transition(base, X, labels, missing, params)
         scorers, refit_metric = self._get_scorers()
         routed = self._get_routed_params_for_fit(params)
-        splitter = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
-        splits = list(splitter.split(X, y, **routed.splitter.split))
+        dealt = y
+        if missing.any():  # splitters take no gaps
+            dealt = np.where(missing, -1, encode_labels(labels, np.unique(labels), missing))
+        splitter = check_cv(self.cv, dealt, classifier=is_classifier(self.estimator))
+        splits = list(splitter.split(X, dealt, **routed.splitter.split))
         self.n_splits_ = len(splits)
         search = Search(
             base,
@@ -196,7 +202,7 @@ class RobustSearchCV(BaseSearchCV):
             routed.estimator.fit,
             routed.scorer.score,
             params.get("groups"),
-            scorers,
+            of_labelled(scorers) if missing.any() else scorers,
             self.error_score,
             self.return_train_score,
             self.max_members,
@@ -221,8 +227,8 @@ class RobustSearchCV(BaseSearchCV):
         if self.refit:
             started = time.time()
             best = clone(base).set_params(**clone(self.best_params_, safe=False))
-            more = groups_for(best, y, params.get("groups"))
-            self.best_estimator_ = best.fit(X, y, **routed.estimator.fit, **more)
+            fit_params = routed.estimator.fit | groups_for(best, y, params.get("groups"))
+            self.best_estimator_ = best.fit(X, y, **fit_params)
             self.refit_time_ = time.time() - started
             if hasattr(best, "feature_names_in_"):
                 self.feature_names_in_ = best.feature_names_in_
@@ -262,7 +268,9 @@ class RobustSearchCV(BaseSearchCV):
             clf.set_params(random_state=int(rng.randint(2**31 - 1)))
         return base
 
-    def _find_transition(self, base: Any, X: Any, y: Any, params: dict[str, Any]) -> None:
+    def _find_transition(
+        self, base: Any, X: Any, labels: Any, missing: Any, params: dict[str, Any]
+    ) -> None:
         for name in ("transition_", "_classes"):  # of a former fit
             self.__dict__.pop(name, None)
         if self.transition is None:
@@ -279,13 +287,20 @@ class RobustSearchCV(BaseSearchCV):
             raise ValueError(
                 f"transition must be a matrix, 'estimate' or None, got {self.transition!r}."
             )
-        groups = params.get("groups")
+        rows = np.flatnonzero(~missing)
+        params = _check_method_params(X, params=params, indices=rows)
         known = {name: value for name, value in params.items() if name != "groups"}
-        known |= groups_for(base, y, groups)
+        known |= groups_for(base, labels, params.get("groups"))
         proba = cross_val_predict(
-            base, X, y, cv=5, method="predict_proba", n_jobs=self.n_jobs, params=known
+            base,
+            _safe_indexing(X, rows),
+            labels,
+            cv=5,
+            method="predict_proba",
+            n_jobs=self.n_jobs,
+            params=known,
         )
-        estimate = estimate_transition(y, proba, n_bootstrap=0)
+        estimate = estimate_transition(labels, proba, n_bootstrap=0)
         self.transition_, self._classes = estimate.transition, estimate.classes
 
     def _get_scorers(self) -> tuple[Any, Any]:

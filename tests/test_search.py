@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import loguniform
+from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.exceptions import FitFailedWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -165,6 +166,16 @@ def test_groups_of_a_strategy(strategy, in_pipeline):
     alone = clone(clf).set_params(**{f"{prefix}strategy": strategy})
     alone.fit(X[train], Y[train], **{f"{prefix}groups": GROUPS[train]})
     assert search.cv_results_["split0_test_score"][0] == alone.score(X[test], Y[test])
+
+
+def test_groups_that_are_routed():
+    clf = small(strategy="group_dro")
+    with config_context(enable_metadata_routing=True):
+        routed = clone(clf).set_fit_request(groups=True)
+        search = RobustSearchCV(routed, {"lr": [0.01, 0.1]}, cv=GroupKFold(3))
+        found = search.fit(X, Y, groups=GROUPS)
+    other = RobustSearchCV(clf, {"lr": [0.01, 0.1]}, cv=GroupKFold(3)).fit(X, Y, groups=GROUPS)
+    assert np.array_equal(found.predict_proba(X), other.predict_proba(X))
 
 
 def test_early_stopping_of_each_candidate():
