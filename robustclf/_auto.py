@@ -47,7 +47,15 @@ from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from threadpoolctl import threadpool_limits
 
-from robustclf._build import SINGLE, auto_epochs, fit_encoder, load_rows, make_strategies
+from robustclf._build import (
+    SINGLE,
+    Method,
+    auto_epochs,
+    fit_encoder,
+    held_share,
+    load_rows,
+    make_strategies,
+)
 from robustclf._device import find_device
 from robustclf._distributed import common_random_state
 from robustclf._mixture import (
@@ -61,6 +69,7 @@ from robustclf._mixture import (
 )
 from robustclf._net import DivergenceError
 from robustclf._progress import announce
+from robustclf._rows import row_weights, split_labels
 from robustclf._weighing import CORRECTED, NOISY, AutoReport, Candidate, Labels, Tried, mixed
 from robustclf.losses import ForwardCorrected
 from robustclf.noise import NoiseRate, uniform_transition
@@ -125,7 +134,7 @@ class Auto:
         rng = common_random_state(clf.random_state, find_device(clf.device))
         self.seed = int(rng.randint(2**31 - 1))
         self.n = max(np.asarray(data["y"]).size, 1)  # what is wrong with y is for the fit to say
-        self.folds = clf.cross_fit or max(2, min(FOLDS, self.n))
+        self.folds = clf.cross_fit or max(2, min(FOLDS, self._n_trained()))
         self.own = {k for k in DECIDED if not clf._at_default(k)}
         self.encoder: Any = None
         self.x: Any = None
@@ -134,6 +143,15 @@ class Auto:
         self.first: dict[str, Any] = {}
         self.fits: dict[str, dict[int, Any]] = {}
         self.interrupted = False
+
+    def _n_trained(self) -> int:
+        """Return how many rows have a label and a weight and are not held out."""
+        clf, data = self.clf, self.data
+        labels, missing = split_labels(data["y"])
+        method = Method.of(clf, np.unique(labels))
+        weight = row_weights(data["sample_weight"], None, labels, missing)
+        n = int((~missing if weight is None else ~missing & (weight > 0)).sum())
+        return n if data["X_val"] is not None else n - int(n * held_share(clf, method, data["X"]))
 
     def run(self) -> dict[str, Any]:
         """Return what the classifier has learned."""

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, clone
+from sklearn.utils import get_tags
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from robustclf.sources import DatasetSource, ParquetSource, Source, as_source
 from robustclf.stopping import make_stopping
 from robustclf.strategies import Strategy, make_strategy
 
+LARGEST = float(np.finfo(np.float32).max)  # number that a network can take
 BIN_ROWS = 10_000  # rows that the bins of a piecewise-linear embedding are quantiles of
 SAMPLES_SEEN = 60_000  # by max_epochs="auto", between 40 and 150 epochs
 SAMPLES_STREAMED = 20_000_000  # at most by max_epochs="auto" of a stream, in at least one epoch
@@ -158,6 +160,8 @@ def make_strategies(clf: Any) -> tuple[Strategy, ...]:
         clf.strategy if isinstance(clf.strategy, list | tuple) else [clf.strategy]
     )
     params = clf._part_params("strategy")
+    if params and clf.strategy is None:
+        raise ValueError(f"strategy__{next(iter(params))} is given, but strategy is None.")
     if params and len(listed) > 1:
         raise ValueError(
             f"strategy__{next(iter(params))} is ambiguous for a list of strategies: give "
@@ -263,6 +267,11 @@ def make_encoder(clf: Any) -> Any:
     if clf.preprocess is None:
         return Numbers()
     if clf.preprocess != "auto":
+        if get_tags(clf.preprocess).target_tags.required:
+            raise ValueError(
+                f"preprocess={clf.preprocess!r} learns from labels, which nothing keeps from "
+                "memorising wrong ones: put it in front, in a Pipeline."
+            )
         return clone(clf.preprocess)
     dtype = "float64" if clf.precision == "float64" else "float32"
     encoder = TabularEncoder(categorical_features=clf.categorical_features, dtype=dtype)
@@ -282,12 +291,12 @@ def fit_encoder(encoder: Any, X: Any, weight: NDArray[Any] | None) -> tuple[Any,
     X = _readable(encoder, X)
     if isinstance(encoder, TabularEncoder):
         return encoder, encoder.fit_transform(X, sample_weight=weight)
-    return encoder, _as_rows(encoder.fit_transform(X))
+    return encoder, _as_rows(encoder.fit_transform(X), encoder)
 
 
 def encode(encoder: Any, X: Any) -> Any:
     """Return the encoded rows, an array or a CSR matrix."""
-    return _as_rows(encoder.transform(_readable(encoder, X)))
+    return _as_rows(encoder.transform(_readable(encoder, X)), encoder)
 
 
 def encoded_chunks(encoder: Any, X: Any) -> Iterator[Any]:
@@ -310,9 +319,19 @@ def _readable(encoder: Any, X: Any) -> Any:
     return X.to_pandas() if arrow else X
 
 
-def _as_rows(x: Any) -> Any:
+def _as_rows(x: Any, encoder: Any) -> Any:
     rows: Any = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
-    return rows if rows.dtype.kind == "f" else rows.astype(np.float64)
+    rows = rows if rows.dtype.kind == "f" else rows.astype(np.float64)
+    values = rows.data if sparse.issparse(rows) else rows
+    if not (values.min(initial=0) >= -LARGEST and values.max(initial=0) <= LARGEST):  # or nan
+        n = values.size - np.count_nonzero(np.abs(values) <= LARGEST)
+        by = None if isinstance(encoder, Numbers) else encoder
+        raise ValueError(
+            f"preprocess={by!r} leaves nan, infinity or numbers beyond float32 in {n} of "
+            f"{values.size} values, which no network can learn from. preprocess='auto' takes gaps "
+            "and numbers of any size."
+        )
+    return rows
 
 
 def make_net(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state, column_or_1d
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array
 
@@ -38,7 +38,7 @@ def split_labels(
     """
     if y is None:
         raise ValueError("RobustClassifier requires y to be passed, but the target y is None.")
-    labels: NDArray[Any] = column_or_1d(np.asarray(y), warn=True)
+    labels: NDArray[Any] = column_or_1d(_exact(y), warn=True)
     missing = _missing(labels) if labels.dtype.kind == "O" else labels != labels
     known = _checked(labels[~missing])
     values = np.unique(known if classes is None else np.asarray(classes))
@@ -50,6 +50,15 @@ def split_labels(
     if missing.any() and not len(known):
         raise ValueError(f"y has no label in any of {len(labels)} rows: nothing to learn from.")
     return known, missing
+
+
+def _exact(y: Any) -> NDArray[Any]:
+    """Return labels as an array; integers beside gaps, which numpy makes floats, stay integers."""
+    values = np.asarray(y)
+    column = not isinstance(y, np.ndarray) and values.ndim == 1
+    if column and values.dtype.kind == "f" and np.isnan(values).any():
+        return np.array(y.to_pylist() if hasattr(y, "to_pylist") else list(y), dtype=object)
+    return values
 
 
 def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -117,7 +126,11 @@ def row_weights(
         if not weight[~missing].any():
             raise ValueError("sample_weight is zero for every row: nothing is left to learn from.")
     if class_weight is not None:
-        weight[~missing] *= compute_sample_weight(class_weight, y)
+        rows = np.flatnonzero(~missing & (weight > 0))
+        y = y[weight[~missing] > 0]
+        classes, codes = np.unique(y, return_inverse=True)
+        known = {"classes": classes, "y": y, "sample_weight": weight[rows]}
+        weight[rows] *= compute_class_weight(class_weight, **known)[codes]
     return weight
 
 

@@ -143,7 +143,8 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
     validation_fraction : float in (0, 1), default=0.1
         Share of rows held out by ``early_stopping`` or for a nested module, stratified.
     class_weight : dict, "balanced" or None, default=None
-        Weight of each class, times ``sample_weight``.
+        Weight of each class, times ``sample_weight``; ``"balanced"`` gives all classes the same
+        sum of weights.
     track_dynamics : bool, default=False
         Whether to look at every row after each epoch, for ``dynamics_``. Costs a forward pass.
     device : str, default="auto"

@@ -7,8 +7,9 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.exceptions import DataConversionWarning, NotFittedError
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler, TargetEncoder
 from small_classifier import small
 
 from robustclf._device import find_device
@@ -291,6 +292,42 @@ def test_without_preprocessing_numbers_must_be_finite(iris, value):
     X, y = iris
     with pytest.raises(ValueError, match=r"contains NaN|contains infinity"):
         small(preprocess=None).fit(with_value(X, value), y)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e39])
+@pytest.mark.parametrize("container", [np.asarray, sparse.csr_array])
+def test_transformers_must_leave_finite_numbers(iris, value, container):
+    X, y = iris
+    passed = FunctionTransformer()
+    clf = small(preprocess=passed).fit(container(X), y)
+    message = r"preprocess=FunctionTransformer\(\) leaves nan, infinity or .* in 1 of \d+ values"
+    for method in (clf.predict_proba, lambda X: clone(clf).fit(X, y)):
+        with pytest.raises(ValueError, match=message):
+            method(container(with_value(X, value)))
+    with pytest.raises(ValueError, match="preprocess=None leaves"):
+        small(preprocess=None).fit(container(X), y).predict(container(with_value(X, 1e39)))
+
+
+def test_transformers_that_learn_from_labels_are_refused(iris):
+    with pytest.raises(ValueError, match=r"TargetEncoder\(\) learns from labels.*in a Pipeline"):
+        small(preprocess=TargetEncoder()).fit(*iris)
+
+
+def test_parameters_of_no_strategy_are_refused(iris):
+    with pytest.raises(ValueError, match="strategy__alpha is given, but strategy is None"):
+        small(strategy__alpha=0.4).fit(*iris)
+
+
+@pytest.mark.parametrize("class_weight", ["balanced", {0: 1, 1: 2, 2: 3}])
+def test_a_weight_of_zero_is_a_dropped_row_for_class_weights(iris, class_weight):
+    X, y = iris[0][::2], iris[1][::2]
+    weight = (np.arange(75) % 5 < 2 + y).astype(float)
+    clf = small(class_weight=class_weight)
+    weighed = clf.fit(X, y, sample_weight=weight).predict_proba(X)
+    kept = clone(clf).fit(X[weight > 0], y[weight > 0]).predict_proba(X)
+    assert_allclose(weighed, kept, atol=1e-6)
+    one = clone(clf).fit(X, y, sample_weight=np.where(y == 2, 0, 1))  # a class of weight 0
+    assert one.predict_proba(X)[:, 2].max() < 0.5
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
+from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 from robustclf import RobustClassifier
 from robustclf._rows import split_labels
+from robustclf.model_selection import RobustSearchCV
 from robustclf.strategies import Strategy
 
 SMALL = {"loss": "gce", "hidden": (8,), "max_epochs": 6, "batch_size": 25, "random_state": 0}
@@ -47,6 +51,25 @@ def test_rows_without_label_are_left_out_with_a_warning(iris, partly_labelled, k
     X, known = iris[0], partly_labelled[2]
     clf = same_as_dropped(X, MISSING[kind](iris[1], known), known)
     assert len(clf.classes_) == (2 if kind == "boolean" else 3)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        lambda labels: pd.array(labels, dtype="Int64"),
+        lambda labels: pd.Series(labels, dtype="Int64"),
+        pl.Series,
+        pa.array,
+        lambda labels: pa.chunked_array([labels]),
+    ],
+    ids=["pandas array", "pandas", "polars", "arrow", "arrow chunks"],
+)
+def test_integers_beside_gaps_stay_integers(column):
+    known, missing = split_labels(column([-1, 0, None, 1]))
+    assert (known.dtype.kind, known.tolist()) == ("i", [0, 1])
+    assert missing.tolist() == [True, False, True, False]
+    large = [2**60, None, 2**60 + 1]
+    assert split_labels(column(large))[0].tolist() == large[::2]
 
 
 def test_minus_one_of_two_values_is_a_class(iris):
@@ -134,8 +157,7 @@ def test_means_over_rows_with_and_without_label(partly_labelled):
     assert (w[~known] == 0).all()
     assert (u[known] == 0).all()
     labelled = known & (weight > 0)
-    counts = np.bincount(y[known])
-    expected = weight * len(y[known]) / counts[y] / 3
+    expected = weight / np.bincount(y[known], weights=weight[known])[y]
     np.testing.assert_allclose(
         w[labelled] / w[labelled].sum(), expected[labelled] / expected[labelled].sum(), rtol=1e-6
     )
@@ -180,3 +202,55 @@ def test_grid_search_over_folds_of_rows_without_label(partly_labelled):
     search = GridSearchCV(clf, grid, cv=StratifiedKFold(2), scoring=score).fit(X, y)
     assert search.best_score_ > 0.7
     assert search.best_estimator_.classes_.tolist() == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:.*have no label", "ignore:.*one by one")
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [("gce", "minus one"), ("gce", "nan"), ("gce", "names and None"), ("auto", "None")],
+)
+def test_a_search_scores_the_rows_that_have_a_label(partly_labelled, iris, loss, kind):
+    X, _, known = partly_labelled
+    y = MISSING[kind](iris[1], known)
+    cv = StratifiedKFold(3, shuffle=True, random_state=0)
+    clf = RobustClassifier(**SMALL | {"loss": loss, "budget": "fast", "lr": 0.03})
+    search = RobustSearchCV(clf, {"max_epochs": [3]}, cv=cv, refit=False, return_train_score=True)
+    found = search.fit(X, y).cv_results_
+    codes = np.where(known, iris[1], -1)
+    for k, (train, test) in enumerate(cv.split(X, codes)):
+        alone = clone(clf).set_params(max_epochs=3).fit(X[train], np.asarray(y)[train])
+        for part, rows in (("train", train[known[train]]), ("test", test[known[test]])):
+            labels, missing = split_labels(np.asarray(y)[rows])
+            assert not missing.any()
+            assert found[f"split{k}_{part}_score"] == [alone.score(X[rows], labels)]
+
+
+def test_a_search_with_several_scores_and_an_estimate_of_the_noise(partly_labelled):
+    X, y, known = partly_labelled
+    clf = RobustClassifier(**SMALL | {"lr": 0.03, "max_epochs": 20})
+    scoring = ["accuracy", "neg_log_loss"]
+    several = RobustSearchCV(clf, {"lr": [0.03]}, cv=3, scoring=scoring, refit="accuracy")
+    with pytest.warns(UserWarning, match="have no label"):
+        found = several.fit(X, y).cv_results_
+    assert found["mean_test_accuracy"] > 0.6
+    assert found["mean_test_neg_log_loss"] < 0
+    with pytest.warns(UserWarning, match="have no label"):
+        search = RobustSearchCV(clf, {"lr": [0.03]}, cv=3, transition="estimate").fit(X, y)
+    labelled = RobustSearchCV(clf, {"lr": [0.03]}, cv=3, transition="estimate").fit(
+        X[known], y[known]
+    )
+    np.testing.assert_array_equal(search.transition_, labelled.transition_)
+
+
+def test_of_few_rows_with_label_the_default_makes_fewer_folds(iris):
+    X, y = iris
+    rows = [0, 60, 120, 1]
+    weight, labels = np.zeros(150), np.full(150, -1)
+    weight[rows], labels[rows] = 1, y[rows]
+    clf = RobustClassifier(budget="fast", max_epochs=20, random_state=0)
+    assert clf.fit(X, y, sample_weight=weight).score(X, y) > 0.5
+    with pytest.warns(UserWarning, match="146 of 150 rows have no label"):
+        assert clf.fit(X, labels).score(X, y) > 0.5
+    held = clf.set_params(early_stopping=True, validation_fraction=0.3)
+    assert held.fit(X[45:55], y[45:55]).oof_proba_.shape == (10, 2)
+    assert held.fit(X[48:53], y[48:53]).oof_proba_.shape == (5, 2)
