@@ -22,7 +22,8 @@ from sklearn.utils import check_random_state, gen_batches
 from torch import Tensor
 
 from robustclf._net import RobustNet
-from robustclf.noise import clean_proba, estimate_transition
+from robustclf.noise import estimate_transition
+from robustclf.noise.posterior import expectation_maximised
 
 Floats = NDArray[np.floating[Any]]
 
@@ -32,6 +33,7 @@ MOST_ROWS = 20_000  # that these functions are fitted to
 PENALTIES = np.logspace(-3, 3, 7)
 LEAST = 1e-3  # probability of any class
 MOST_LEVERAGE = 0.95  # of a row on its own value
+STEPS = 60  # of undoing the noise: too few to be as sure as the estimated matrix would have it
 CHUNK = 4_096  # rows whose kernels are held at a time
 WHOLE = -1  # the fold of a fit to all rows
 
@@ -272,7 +274,7 @@ class Filtered(Probabilistic):
     @staticmethod
     def _confirmed(proba: Floats, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
         if proba.shape[1] > 1:
-            proba = clean_proba(proba, confident_transition(codes, proba))
+            proba = undone(proba, confident_transition(codes, proba))
         confirmed: NDArray[np.bool_] = proba.argmax(axis=1) == codes
         return confirmed
 
@@ -301,6 +303,11 @@ def confident_transition(codes: NDArray[np.int64], proba: Floats) -> Floats:
     ratio = np.divide(own, transition, out=np.ones_like(transition), where=transition > own)
     moved: Floats = identity + ratio.min(axis=1, keepdims=True) * (transition - identity)
     return moved
+
+
+def undone(proba: Floats, transition: Floats) -> Floats:
+    """Return probabilities of the true class, as :func:`robustclf.noise.clean_proba`, nearly."""
+    return expectation_maximised(proba, transition, STEPS)
 
 
 @dataclass(eq=False)
@@ -384,7 +391,7 @@ class Shallow:
 
     def corrected(self, proba: Floats) -> Floats:
         """Return probabilities of the true class."""
-        return proba if self.transition is None else clean_proba(proba, self.transition)
+        return proba if self.transition is None else undone(proba, self.transition)
 
 
 @dataclass(eq=False)
