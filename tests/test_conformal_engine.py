@@ -110,6 +110,8 @@ def test_a_row_has_one_number_whatever_comes_with_it():
     p = draw(np.random.RandomState(0), 20_000)[1]
     u = row_uniforms(p, 3)
     assert_array_equal(row_uniforms(p[7:8], 3), u[7:8])
+    assert_array_equal(row_uniforms(p * (1 + 4e-16), 3), u)
+    assert_array_equal(row_uniforms(-0.0 * p, 3), row_uniforms(0.0 * p, 3))
     assert len(np.unique(u)) == len(u)
     assert abs(np.histogram(u, 20, (0, 1))[0] / 1000 - 1).max() < 0.15
     assert abs(np.corrcoef(u, p[:, 0])[0, 1]) < 0.03

@@ -12,6 +12,7 @@ Floats = NDArray[np.float64]
 
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of splitmix64
 GOLDEN = 0x9E3779B97F4A7C15
+DIGITS = 9  # of a probability that count
 
 
 class Score(BaseEstimator):
@@ -224,7 +225,8 @@ def row_uniforms(proba: ArrayLike, seed: int) -> Floats:
     """Return a number in [0, 1) for each row, drawn by hashing its probabilities and a seed.
 
     So a row gets the same set alone as among others: one generator for each call would give
-    rows that come one at a time always the same number.
+    rows that come one at a time always the same number. Nine digits count, as the last ones of
+    a row's probabilities can depend on the rows beside it.
 
     Examples
     --------
@@ -232,7 +234,8 @@ def row_uniforms(proba: ArrayLike, seed: int) -> Floats:
     >>> print(row_uniforms(proba, 0).round(2), row_uniforms(proba[1:], 0).round(2))
     [0.52 0.68] [0.68]
     """
-    bits = np.ascontiguousarray(proba, dtype=np.float64).view(np.uint64)
+    rounded = np.round(np.ascontiguousarray(proba, dtype=np.float64), DIGITS) + 0.0  # no -0
+    bits = rounded.view(np.uint64)
     state = np.full(len(bits), seed, dtype=np.uint64)
     for column in bits.T:
         state = _mixed(state + np.uint64(GOLDEN) ^ column)
