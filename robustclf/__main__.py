@@ -15,6 +15,10 @@ from robustclf._registry import check_known
 
 OPTIONAL = ("jinja2", "matplotlib", "pandas", "pyarrow")
 DONE, BAD_INPUT, TOO_NOISY, INTERRUPTED = 0, 1, 3, 130
+NO_VERDICT = (
+    "no verdict, as predictions are no better than guesses: with --fail-above these labels are not "
+    "taken for good"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _complain(message: str, code: int = BAD_INPUT) -> int:
-    print(f"robustclf: error: {message}", file=sys.stderr)
+def _complain(message: str, code: int = BAD_INPUT, kind: str = "error") -> int:
+    print(f"robustclf: {kind}: {message}", file=sys.stderr)
     return code
 
 
@@ -43,23 +47,26 @@ def _complain(message: str, code: int = BAD_INPUT) -> int:
 
 def _audit(arguments: argparse.Namespace) -> int:
     from robustclf.cli import audit, files, report, summary
+    from robustclf.cli.tables import save_rows
 
     issues = arguments.issues or arguments.out.with_name("issues.csv")
     files.check_outputs([arguments.table], [arguments.out, issues], force=arguments.force)
     found = audit.audit(arguments.table, arguments.label, _settings(arguments))
     number = found.n_wrong if arguments.top is None else arguments.top
     with written(arguments.out, issues) as [page, rows]:
-        page.write_text(report.render(found), encoding="utf-8")
-        found.issues(found.ranking[:number]).to_csv(rows, index=False, encoding="utf-8")
+        page.write_text(report.render(found, issues.name), encoding="utf-8")
+        save_rows(found.issues(found.ranking[:number]), rows)
     wrote = {"report": str(arguments.out), "issues": str(issues)}
     _say(arguments, summary.as_text(found), summary.as_dict(found), wrote)
     limit = arguments.fail_above
-    return TOO_NOISY if limit is not None and found.rate.lower_bound > limit else DONE
+    if limit is None or found.rate.lower_bound <= limit:
+        return DONE
+    return _complain(NO_VERDICT, TOO_NOISY, "warning") if found.blind else TOO_NOISY
 
 
 def _clean(arguments: argparse.Namespace) -> int:
     from robustclf.cli import audit, clean, files, summary
-    from robustclf.cli.tables import open_table
+    from robustclf.cli.tables import open_table, save_rows
 
     log = arguments.log or arguments.out.with_name("changes.csv")
     files.check_outputs([arguments.table], [arguments.out, log], force=arguments.force)
@@ -68,8 +75,7 @@ def _clean(arguments: argparse.Namespace) -> int:
     rows = clean.chosen(found, arguments.threshold)
     with written(arguments.out, log) as [table, changes]:
         n_written = clean.write_clean(found, rows, arguments.action, table)
-        done = clean.change_log(found, rows, arguments.action)
-        done.to_csv(changes, index=False, encoding="utf-8")
+        save_rows(clean.change_log(found, rows, arguments.action), changes)
     wrote = {"table": str(arguments.out), "changes": str(log)}
     told = {"action": arguments.action, "changed_rows": len(rows), "rows_written": n_written}
     verb = {"prune": "left out", "relabel": "relabelled"}[arguments.action]
@@ -147,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="robustclf",
         description="Find, clean and withstand wrong labels in a table (CSV or Parquet).",
         epilog="Exit codes: 0 done, 1 the input cannot be worked with, 2 wrong usage, 3 more wrong "
-        "labels than --fail-above.",
+        "labels than --fail-above, or not known to be good.",
     )
     parser.add_argument("--version", action="version", version=f"robustclf {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

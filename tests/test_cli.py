@@ -1,11 +1,13 @@
 """The four commands, their exit codes, and what they leave behind."""
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -52,6 +54,10 @@ def folder(tmp_path, monkeypatch, noisy):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def read(name):
+    return Path(name).read_text(encoding="utf-8")
 
 
 def run(capsys, *argv, code=0):
@@ -116,7 +122,13 @@ def test_audit_where_the_columns_say_nothing(folder, capsys):
     assert "Nothing can be said of these labels" in out
     assert "no better than by guessing" in (folder / "report.html").read_text()
     assert len(pd.read_csv("issues.csv")) == 0
-    run(capsys, *argv, "--fail-above", "0.05", "--force", code=3)  # not known to be good
+    assert run(capsys, *argv, "--force").err == ""
+    argv += ["--fail-above", "0.05", "--force", "--json"]
+    told = run(capsys, *argv, code=3)  # not known to be good
+    assert told.err.startswith("robustclf: warning: no verdict")
+    found = json.loads(told.out)
+    assert found["blind"]
+    assert found["noise_rate"]["lower_bound"] > 0.05
 
 
 def test_audit_fails_above_a_rate(folder, capsys):
@@ -129,6 +141,25 @@ def test_audit_fails_above_a_rate(folder, capsys):
     assert labels[rows - 1].tolist() == pd.read_csv("issues.csv")["given"].tolist()
 
 
+def test_the_report_names_the_file_of_issues(folder, capsys):
+    argv = ["audit", "t.csv", "--label", "y", "--issues", "a&b.csv", *FAST, 12]
+    run(capsys, *argv)
+    report = read("report.html")
+    assert "also in <code>a&amp;b.csv</code>" in report
+    assert "issues.csv" not in report
+
+
+def test_audit_may_fail_below_what_is_worth_cleaning(folder, capsys):
+    """The test knows one tolerance, --fail-above any."""
+    table(wrong=0.04, seed=3)[0].to_csv("t.csv", index=False)
+    argv = ["audit", "t.csv", "--label", "y", "--json", *FAST, 12]
+    found = json.loads(run(capsys, *argv, "--fail-above", 0.001, code=3).out)
+    assert not found["noisy"]
+    assert not found["blind"]
+    assert 0 < found["noise_rate"]["lower_bound"] < 0.02 < found["noise_rate"]["rate"]
+    run(capsys, *argv, "--fail-above", 0.02, "--force")
+
+
 def test_audit_scores_rows_that_were_not_sampled(folder, capsys, noisy, monkeypatch):
     monkeypatch.setattr(tables, "chunk_rows", lambda n: 37)
     argv = ["audit", "t.csv", "--label", "y", "--id", "id", "--max-rows", 200, *FAST, 20]
@@ -137,7 +168,7 @@ def test_audit_scores_rows_that_were_not_sampled(folder, capsys, noisy, monkeypa
     issues = pd.read_csv("issues.csv", dtype={"id": str})
     assert len(issues) == found["wrong_labels"] > 0.1 * N
     assert noisy[1][issues["id"].astype(int)].mean() > 0.8
-    assert "200 rows drawn at random" in (folder / "report.html").read_text()
+    assert "5 networks were fitted to 200 rows drawn at random" in read("report.html")
 
 
 def test_a_large_table_takes_fewer_folds_and_epochs(folder, capsys, noisy, monkeypatch):
@@ -146,6 +177,7 @@ def test_a_large_table_takes_fewer_folds_and_epochs(folder, capsys, noisy, monke
     monkeypatch.setattr(audit, "fit", lambda clf, *rest: [fitted.append(clf), fit(clf, *rest)])
     argv = ["audit", "t.csv", "--label", "y", "--id", "id", *FAST[:-1]]
     run(capsys, *argv)
+    assert "3 networks were fitted, each without one row in 3," in read("report.html")
     run(capsys, *argv, "--force", "--max-epochs", 14)
     assert [(clf.cross_fit, clf.max_epochs) for clf in fitted] == [(3, 15), (3, 14)]
     issues = pd.read_csv("issues.csv", dtype={"id": str})
@@ -187,6 +219,37 @@ def test_clean_relabels_and_changes_nothing_else(folder, capsys):
     pd.testing.assert_frame_equal(old.drop(columns="y"), new.drop(columns="y"))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_clean_keeps_line_ends_within_cells_and_of_the_file(folder, capsys, noisy, end):
+    memo = "\n" + np.resize(["first\rsecond", "first\nsecond", "first\r\nsecond", "none"], N)
+    frame = noisy[0].assign(memo=memo.astype(object), id="\r" + noisy[0]["id"])
+    with (folder / "t.csv").open("w", newline="") as handle:
+        csv.writer(handle, lineterminator=end, quoting=csv.QUOTE_ALL).writerows(
+            [frame.columns, *frame.fillna("").itertuples(index=False, name=None)]
+        )
+    argv = ["clean", "t.csv", "--label", "y", "--id", "id", "--out", "new.csv", *FAST, 12]
+    run(capsys, *argv)
+    old, new, log = cells("t.csv"), cells("new.csv"), cells("changes.csv")
+    assert 0 < len(log) < len(old) == N
+    pd.testing.assert_frame_equal(new, old[~old["id"].isin(log["id"])].reset_index(drop=True))
+    assert (folder / "new.csv").read_bytes().startswith(",".join(frame).encode() + end.encode())
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_clean_spells_labels_as_the_file_does(folder, capsys, noisy, kind):
+    frame = noisy[0].assign(y=noisy[0]["y"].map({"cat": " cat", "dog": "dog  "}))
+    frame.loc[[5, 6], "y"] = frame.loc[[5, 6], "y"].str.strip()  # some few have no spaces
+    frame.to_csv("t.csv", index=False) if kind == "csv" else frame.to_parquet("t.parquet")
+    load = cells if kind == "csv" else pd.read_parquet
+    argv = ["clean", f"t.{kind}", "--label", "y", "--out", f"n.{kind}", "--action", "relabel"]
+    run(capsys, *argv, *FAST, 12)
+    old, new, log = load(f"t.{kind}"), load(f"n.{kind}"), cells("changes.csv")
+    rows = log["id"].astype(int) - 1
+    assert set(log["suggested"]) == {"cat", "dog"}
+    assert new["y"][rows].tolist() == log["suggested"].map({"cat": " cat", "dog": "dog  "}).tolist()
+    pd.testing.assert_frame_equal(new.drop(index=rows), old.drop(index=rows))
+
+
 @pytest.mark.parametrize("action", ["prune", "relabel"])
 def test_clean_keeps_the_types_of_parquet(folder, capsys, noisy, action):
     frame = noisy[0].assign(y=noisy[0]["y"].map({"cat": 3, "dog": 7}).astype("Int8"))
@@ -205,6 +268,20 @@ def test_clean_keeps_the_types_of_parquet(folder, capsys, noisy, action):
         assert new.take(kept).equals(old.take(kept))
         assert new["y"].take(rows).to_pylist() == log["suggested"].astype(int).tolist()
         assert new.drop_columns("y").equals(old.drop_columns("y"))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_clean_keeps_the_categories_of_parquet(folder, capsys, noisy, ordered):
+    kind = pd.CategoricalDtype(["none", "dog", "cat"], ordered=ordered)
+    noisy[0].assign(y=noisy[0]["y"].astype(kind)).to_parquet("t.parquet", row_group_size=100)
+    argv = ["clean", "t.parquet", "--label", "y", "--out", "n.parquet", "--action", "relabel"]
+    run(capsys, *argv, *FAST, 12)
+    old, new, log = pd.read_parquet("t.parquet"), pd.read_parquet("n.parquet"), cells("changes.csv")
+    rows = log["id"].astype(int) - 1
+    assert new["y"].dtype == kind
+    assert new["y"][rows].tolist() == log["suggested"].tolist() != []
+    pd.testing.assert_frame_equal(new.drop(index=rows), old.drop(index=rows))
+    assert pq.read_schema("n.parquet").equals(pq.read_schema("t.parquet"))
 
 
 def test_clean_changes_nothing_in_a_clean_table(folder, capsys):

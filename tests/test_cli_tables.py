@@ -59,6 +59,16 @@ def test_a_header_may_quote_its_separator(tmp_path):
     assert open_table(path).names == ["size, in, m", "y"]
 
 
+@pytest.mark.parametrize("blank", [",,\n", "\n , ,\n", "\ufeff,,\r\n\r\n", '"\n",,\n'])
+def test_a_header_may_come_after_empty_cells(tmp_path, blank):
+    path = write(tmp_path, blank + "a,b,y\n" + "1,2,u\n,,\n3,4,v\n" * 5)
+    found = survey(open_table(path), "y")
+    assert found.classes.tolist() == ["u", "v"]
+    assert found.codes.tolist() == [0, UNLABELLED, 1] * 5
+    assert found.features.kinds == {"a": "number", "b": "number"}
+    assert found.features.read(found.table, np.arange(2))["a"].tolist()[0] == 1
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
 def test_encodings(tmp_path, encoding):
     path = write(tmp_path, "größe,y\n" + "1,ä\n2,ö\n" * 5, encoding=encoding)
@@ -282,7 +292,7 @@ def test_compressed_by_half(tmp_path, frame):
 
 def test_outputs_that_must_not_be_written(tmp_path):
     table, other = tmp_path / "t.csv", tmp_path / "old.csv"
-    table.touch()
+    table.write_text("a,y\n")
     other.touch()
     for force in (False, True):
         with pytest.raises(InputError, match="is an input"):
@@ -294,6 +304,9 @@ def test_outputs_that_must_not_be_written(tmp_path):
     with pytest.raises(InputError, match="--force"):
         check_outputs([table], [other], force=False)
     check_outputs([table], [other], force=True)
+    for force in (False, True):
+        with pytest.raises(InputError, match=r"there is no file .*odl.csv.*did you mean 'old.csv'"):
+            check_outputs([tmp_path / "odl.csv"], [other], force=force)
     link = tmp_path / "link.csv"
     link.symlink_to(table)
     with pytest.raises(InputError, match="is an input"):

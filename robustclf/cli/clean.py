@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from robustclf.cli.audit import Audit
 from robustclf.cli.files import InputError
-from robustclf.cli.tables import CsvTable, ParquetTable, chunk_rows
+from robustclf.cli.tables import CsvTable, ParquetTable, chunk_rows, write_rows
 
 ACTIONS = ("prune", "relabel")
 SUFFIXES = {CsvTable: (".csv", ".tsv", ".txt"), ParquetTable: (".parquet", ".pq")}
@@ -60,7 +60,7 @@ def _write_csv(audit: Audit, new: NDArray[np.int32], prune: bool, out: Path) -> 
     assert isinstance(table, CsvTable)
     start = n_written = 0
     with out.open("w", encoding=table.encoding, newline="") as handle:
-        pd.DataFrame(columns=table.header).to_csv(handle, sep=table.separator, index=False)
+        write_rows(pd.DataFrame(columns=table.header), handle, table.line_end, sep=table.separator)
         for chunk in table.chunks(table.names, exact=table.names):
             codes = new[start : start + len(chunk)]
             start += len(chunk)
@@ -68,15 +68,14 @@ def _write_csv(audit: Audit, new: NDArray[np.int32], prune: bool, out: Path) -> 
                 chunk = chunk[codes < 0]
             elif (codes >= 0).any():
                 given = chunk[label].to_numpy(dtype=object)
-                chunk[label] = np.where(codes < 0, given, audit.source.classes[codes])
-            chunk.to_csv(handle, sep=table.separator, header=False, index=False)
+                chunk[label] = np.where(codes < 0, given, audit.source.spelling[codes])
+            write_rows(chunk, handle, table.line_end, sep=table.separator, header=False)
             n_written += len(chunk)
     return n_written
 
 
 def _write_parquet(audit: Audit, new: NDArray[np.int32], prune: bool, out: Path) -> int:
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table, label = audit.source.table, audit.source.label
@@ -91,23 +90,25 @@ def _write_parquet(audit: Audit, new: NDArray[np.int32], prune: bool, out: Path)
                 batch = batch.filter(pa.array(codes < 0))
             else:
                 field = table.schema.field(label)
-                known = pa.array(audit.source.classes.tolist(), pa.string())
+                known = pa.array(audit.source.spelling.tolist(), pa.string())
                 values = known.take(pa.array(codes, mask=codes < 0))
-                labels = pc.if_else(
-                    pa.array(codes < 0), batch.column(place), _of_type(values, field.type)
-                )
+                labels = _filled(values, batch.column(place))
                 batch = batch.set_column(place, field, labels)
             writer.write_batch(batch)
             n_written += len(batch)
     return n_written
 
 
-def _of_type(values: Any, type_: Any) -> Any:
-    """Cast text back to the type that the labels have in the file."""
+def _filled(values: Any, given: Any) -> Any:
+    """Return text, the given labels where it is null, in their type and with all its categories."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.types as t
 
-    return (
-        values.cast(type_.value_type).dictionary_encode()
-        if t.is_dictionary(type_)
-        else values.cast(type_)
-    )
+    kind = given.type
+    if not t.is_dictionary(kind):
+        return pc.coalesce(values.cast(kind), given)
+    labels = pc.coalesce(values.cast(kind.value_type), given.dictionary_decode())
+    known = pa.concat_arrays([given.dictionary, labels]).unique().drop_null()
+    places = pc.index_in(labels, known).cast(kind.index_type)
+    return pa.DictionaryArray.from_arrays(places, known, ordered=kind.ordered)

@@ -25,10 +25,12 @@ def check_file(path: Path) -> None:
 
 
 def check_outputs(inputs: list[Path], outputs: list[Path], *, force: bool) -> None:
-    """Raise an InputError for an output that cannot be written, or must not be.
+    """Raise an InputError for an input that is not there, or an output that must not be written.
 
     An output never takes the place of an input, and takes that of another file only by ``force``.
     """
+    for path in inputs:
+        check_file(path)
     for number, path in enumerate(outputs):
         if path.resolve() in [other.resolve() for other in outputs[:number]]:
             raise InputError(f"{path} is named twice as an output")

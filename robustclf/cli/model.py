@@ -16,7 +16,7 @@ from robustclf.classifier import RobustClassifier
 from robustclf.cli.audit import Settings, Training, classifier, fit, prepare
 from robustclf.cli.features import Features
 from robustclf.cli.files import InputError, check_file
-from robustclf.cli.tables import Table, check_column
+from robustclf.cli.tables import Table, check_column, write_rows
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def write_predictions(
         for chunk in table.chunks([*features.kinds, *apart], text=features.text, exact=apart):
             row_ids = np.arange(n, n + len(chunk)) + 1 if row_id is None else chunk[row_id]
             frame = _predictions(model, chunk, row_ids, proba)
-            frame.to_csv(handle, header=n == 0, index=False)
+            write_rows(frame, handle, header=n == 0)
             n += len(chunk)
     if not n:
         raise InputError(f"{table.path} has columns but no rows")

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import robustclf
-from robustclf.cli.audit import Audit
+from robustclf.cli.audit import Audit, training_of
 from robustclf.cli.summary import detail, headline, percent
 from robustclf.plotting import LabelQualityDisplay, TrainingDynamicsDisplay, TransitionDisplay
 
@@ -44,8 +44,8 @@ QUALITY = "probability of the given label"
 Draw = Callable[[Any], object]
 
 
-def render(audit: Audit) -> str:
-    """Return the page."""
+def render(audit: Audit, issues: str = "issues.csv") -> str:
+    """Return the page, which names the file of the issues."""
     script = _resource("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows = audit.ranking[: min(audit.n_wrong, MOST_ROWS) or WORTH_A_LOOK]
@@ -59,6 +59,8 @@ def render(audit: Audit) -> str:
     environment.filters["percent"] = lambda share: environment.filters["tied"](percent(share))
     page: str = environment.from_string(_resource("report.html.jinja")).render(
         audit=audit,
+        issues=issues,
+        folds=training_of(len(audit.training.rows))["cross_fit"],
         source=audit.source,
         headline=headline(audit),
         detail=detail(audit),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,9 @@ class Survey:
     id : str or None
         The column of the ids; None numbers the rows from 1.
     classes : ndarray of str of shape (n_classes,)
-        Sorted labels.
+        Sorted labels, without the spaces around them.
+    spelling : ndarray of str of shape (n_classes,)
+        What most cells of each class hold, spaces included.
     codes : ndarray of shape (n_rows,)
         Place of each label in ``classes``; -1 for rows without label.
     ids : ndarray or pandas array of shape (n_rows,)
@@ -45,6 +48,7 @@ class Survey:
     label: str
     id: str | None
     classes: NDArray[Any]
+    spelling: NDArray[Any]
     codes: NDArray[np.int32]
     ids: Any
     features: Features
@@ -89,11 +93,12 @@ def survey(
     kinds, ids = Kinds(names), _Ids(table, row_id or "")
     parts: list[NDArray[np.int32]] = []
     known: dict[str, int] = {}
+    cells: Counter[tuple[str, str]] = Counter()
     wanted = table.names if not unreadable else [*apart, *names]
     for chunk in table.chunks(wanted, exact=apart):
         if row_id is not None:
             ids.add(chunk[row_id], start=sum(map(len, parts)))
-        parts.append(_codes(chunk[label], known))
+        parts.append(_codes(chunk[label], known, cells))
         kinds.see(chunk)
         del chunk
         if len(known) > MOST_CLASSES:
@@ -103,6 +108,8 @@ def survey(
             )
     classes, codes = _sorted(known, parts)
     _check_classes(table, label, classes, codes)
+    most = {name: cell for (name, cell), _ in reversed(cells.most_common())}
+    spelling = np.array([most[name] for name in classes], dtype=object)
     row_ids = np.arange(1, len(codes) + 1) if row_id is None else ids.checked()
     features, notes = kinds.features()
     notes += [f"column {name!r} is neither numbers nor text: left out" for name in unreadable]
@@ -111,7 +118,7 @@ def survey(
         for name in classes.tolist()
         if name in MISSING
     ]
-    return Survey(table, label, row_id, classes, codes, row_ids, features, notes)
+    return Survey(table, label, row_id, classes, spelling, codes, row_ids, features, notes)
 
 
 def _check_columns(table: Table, label: str, row_id: str | None, drop: tuple[str, ...]) -> None:
@@ -134,15 +141,17 @@ def _sorted(
     return classes, places[np.concatenate(parts) if parts else []]
 
 
-def plain_labels(column: Any) -> Any:
-    """Return labels without the spaces around them; "" where there is none."""
-    return column.fillna("").astype(str).str.strip()
+def _codes(
+    column: Any, known: dict[str, int], cells: Counter[tuple[str, str]]
+) -> NDArray[np.int32]:
+    """Return the number of each label in the order of ``known``, which grows; -1 for none.
 
-
-def _codes(column: Any, known: dict[str, int]) -> NDArray[np.int32]:
-    """Return the number of each label in the order of ``known``, which grows; -1 for none."""
-    places, values = pd.factorize(plain_labels(column))
-    number = [known.setdefault(v, len(known)) if v else UNLABELLED for v in map(str, values)]
+    A label is a cell without the spaces around it; ``cells`` counts them, ``(label, cell)``.
+    """
+    places, values = pd.factorize(column.fillna("").astype(str))
+    labels = [str(value).strip() for value in values]
+    cells.update(dict(zip(zip(labels, values, strict=True), np.bincount(places), strict=True)))
+    number = [known.setdefault(v, len(known)) if v else UNLABELLED for v in labels]
     codes: NDArray[np.int32] = np.array(number, dtype=np.int32)[places]
     return codes
 

@@ -1,4 +1,4 @@
-"""CSV and Parquet files, read chunk by chunk."""
+"""CSV and Parquet files, read chunk by chunk, and rows written as CSV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import pandas as pd
 
@@ -109,19 +109,28 @@ class CsvTable:
         self.encoding = encoding
         with _reading(path):
             headers = {sep: self._header(sep) for sep in SEPARATORS}
-        self.separator = max(headers, key=lambda sep: len(headers[sep]))
-        self.header = headers[self.separator]
+            with self._open() as handle:
+                self.line_end = "\r\n" if handle.readline().endswith("\r\n") else "\n"
+        self.separator = max(headers, key=lambda sep: len(headers[sep][1]))
+        self.n_blank, self.header = headers[self.separator]
         names = (name.strip() for name in self.header)
         self.names = [name or f"column {i}" for i, name in enumerate(names, start=1)]
         _check_names(path, self.names)
 
-    def _header(self, separator: str) -> list[str]:
+    def _open(self) -> TextIO:
         encoding = "utf-8-sig" if self.encoding.lower() in ("utf-8", "utf8") else self.encoding
         opener = OPENERS.get(self.path.suffix, open)
-        with opener(self.path, "rt", encoding=encoding, newline="") as handle:
+        handle: TextIO = opener(self.path, "rt", encoding=encoding, newline="")
+        return handle
+
+    def _header(self, separator: str) -> tuple[int, list[str]]:
+        """Return the first row with anything in it, and how many are before it."""
+        with self._open() as handle:
             rows = csv.reader(handle, delimiter=separator)
             try:
-                return next(row for row in rows if any(cell.strip() for cell in row))
+                return next(
+                    (n, row) for n, row in enumerate(rows) if any(cell.strip() for cell in row)
+                )
             except csv.Error as error:
                 raise InputError(f"{self.path} is not a table: {error}") from error
 
@@ -136,6 +145,7 @@ class CsvTable:
                 sep=self.separator,
                 encoding=self.encoding,
                 names=self.names,
+                skiprows=self.n_blank,
                 header=0,
                 index_col=False,
                 usecols=None if whole else list(columns),  # cells too many show in whole rows only
@@ -153,6 +163,39 @@ class CsvTable:
                     return
                 yield chunk
                 del chunk  # before the next is read
+
+
+class _Lines:
+    """A text file that gives the lines of a csv writer, one a call, an end of its own."""
+
+    def __init__(self, handle: TextIO, end: str) -> None:
+        self.handle = handle
+        self.end = end
+
+    def write(self, line: str) -> int:
+        return self.handle.write(line.removesuffix("\r\n") + self.end)
+
+
+def write_rows(rows: Any, handle: TextIO, line_end: str = "\n", **how: Any) -> None:
+    r"""Write a data frame as CSV, with quotes around cells that hold a line end of any kind.
+
+    A csv writer quotes only the characters of its own: beyond "\n", a "\r" would end the row.
+
+    Examples
+    --------
+    >>> import io
+    >>> handle = io.StringIO()
+    >>> write_rows(pd.DataFrame({"a": ["first\rsecond"], "b": [1]}), handle)
+    >>> handle.getvalue()
+    'a,b\n"first\rsecond",1\n'
+    """
+    rows.to_csv(_Lines(handle, line_end), lineterminator="\r\n", index=False, **how)
+
+
+def save_rows(rows: Any, path: Path) -> None:
+    """Write a data frame into a CSV file."""
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        write_rows(rows, handle)
 
 
 class ParquetTable:
