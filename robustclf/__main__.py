@@ -54,7 +54,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     found = audit.audit(arguments.table, arguments.label, _settings(arguments))
     number = found.n_wrong if arguments.top is None else arguments.top
     with written(arguments.out, issues) as [page, rows]:
-        page.write_text(report.render(found, issues.name), encoding="utf-8")
+        page.write_text(report.render(found, issues.name, number), encoding="utf-8")
         save_rows(found.issues(found.ranking[:number]), rows)
     wrote = {"report": str(arguments.out), "issues": str(issues)}
     _say(arguments, summary.as_text(found), summary.as_dict(found), wrote)

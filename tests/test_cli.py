@@ -147,6 +147,8 @@ def test_the_report_names_the_file_of_issues(folder, capsys):
     report = read("report.html")
     assert "also in <code>a&amp;b.csv</code>" in report
     assert "issues.csv" not in report
+    run(capsys, *argv, "--top", 3, "--force")
+    assert "the first 3 also in <code>a&amp;b.csv</code>" in read("report.html")
 
 
 def test_audit_may_fail_below_what_is_worth_cleaning(folder, capsys):

@@ -44,8 +44,8 @@ QUALITY = "probability of the given label"
 Draw = Callable[[Any], object]
 
 
-def render(audit: Audit, issues: str = "issues.csv") -> str:
-    """Return the page, which names the file of the issues."""
+def render(audit: Audit, issues: str = "issues.csv", n_issues: int | None = None) -> str:
+    """Return the page, which names the file of the issues, of which it has ``n_issues``."""
     script = _resource("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows = audit.ranking[: min(audit.n_wrong, MOST_ROWS) or WORTH_A_LOOK]
@@ -60,6 +60,7 @@ def render(audit: Audit, issues: str = "issues.csv") -> str:
     page: str = environment.from_string(_resource("report.html.jinja")).render(
         audit=audit,
         issues=issues,
+        n_issues=audit.n_wrong if n_issues is None else n_issues,
         folds=training_of(len(audit.training.rows))["cross_fit"],
         source=audit.source,
         headline=headline(audit),

@@ -20,9 +20,7 @@ TINY = 1e-12
 CHUNK = 2_048  # rows that are worked on at a time, in the cache of a processor
 
 
-def clean_proba(
-    proba: ArrayLike, transition: ArrayLike, max_iter: int = MAX_ITER
-) -> Floats:
+def clean_proba(proba: ArrayLike, transition: ArrayLike, max_iter: int = MAX_ITER) -> Floats:
     r"""Return the probabilities of the true classes behind those of the given labels.
 
     A classifier that learned from noisy labels predicts, at best, the probabilities p of the label
