@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -17,9 +18,12 @@ from sklearn.utils.validation import _check_method_params, check_is_fitted
 
 from robustclf._rows import encode_labels, held_out, stratified_folds
 
+MOST_UNSEEN = 0.05  # share of rows whose class no other fold has, beyond which that is no chance
+
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
 Answer = Callable[[Any, Any, NDArray[Any]], Floats]
+Prepare = Callable[[Any, NDArray[Any]], Any]
 
 
 class HeldOut(NamedTuple):
@@ -53,6 +57,11 @@ def label_proba(fitted: Any, X: Any, classes: NDArray[Any] | None = None) -> Flo
     return np.asarray(given, dtype=np.float64)
 
 
+def as_it_is(copy: Any, y: NDArray[Any]) -> Any:
+    """Return a copy of a classifier without a change for the labels that it is to learn from."""
+    return copy
+
+
 def hold_out(
     estimator: Any,
     X: Any,
@@ -63,6 +72,7 @@ def hold_out(
     params: Mapping[str, Any] | None = None,
     refit: bool = True,
     answer: Answer = class_proba,
+    prepare: Prepare = as_it_is,
     n_jobs: int | None = None,
     random_state: Any = None,
 ) -> HeldOut:
@@ -71,7 +81,8 @@ def hold_out(
     A frozen classifier has seen none of the rows. Copies that are fitted to all rows but a fold
     answer this fold; ``refit`` says whether one that is fitted to all rows then takes their place.
     An estimator with a parameter ``cross_fit`` does this in one fit: with the folds that it is set
-    to, or else ``cv``. Without any of these a part of the rows is held out.
+    to, or else ``cv``. Without any of these a part of the rows is held out. ``prepare`` is given
+    each copy and the labels that it is to learn from, and returns what is fitted.
 
     Raises
     ------
@@ -87,6 +98,7 @@ def hold_out(
     (4, 2)
     """
     table, rng = _Table.of(estimator, X, y, params or {}), generator(random_state)
+    table = table._replace(prepare=prepare)
     if isinstance(estimator, FrozenEstimator):
         return table.answered([estimator], answer(estimator, X, table.classes))
     own = estimator.get_params(deep=False) if answer is class_proba else {}
@@ -118,6 +130,7 @@ class _Table(NamedTuple):
     codes: Codes
     classes: NDArray[Any]
     params: Mapping[str, Any]
+    prepare: Prepare = as_it_is
 
     @classmethod
     def of(cls, estimator: Any, X: Any, y: NDArray[Any], params: Mapping[str, Any]) -> _Table:
@@ -137,9 +150,10 @@ class _Table(NamedTuple):
     def fitted(self, estimator: Any, rows: NDArray[np.intp] | None = None) -> Any:
         """Return a copy of the estimator that is fitted to some rows, or to all."""
         if rows is None:
-            return clone(estimator).fit(self.X, self.y, **self.params)
+            return self.prepare(clone(estimator), self.y).fit(self.X, self.y, **self.params)
         params = _check_method_params(self.X, self.params, rows)
-        return clone(estimator).fit(_safe_indexing(self.X, rows), self.y[rows], **params)
+        copy = self.prepare(clone(estimator), self.y[rows])
+        return copy.fit(_safe_indexing(self.X, rows), self.y[rows], **params)
 
     def answered(
         self, estimators: list[Any], proba: Floats, folds: NDArray[np.intp] | None = None
@@ -150,7 +164,7 @@ class _Table(NamedTuple):
 
     def crossed(self, estimator: Any) -> HeldOut:
         """Fit once, with the out-of-fold probabilities that the classifier gives by itself."""
-        estimator.fit(self.X, self.y, **self.params)
+        estimator = self.prepare(estimator, self.y).fit(self.X, self.y, **self.params)
         return self.answered([estimator], np.asarray(estimator.oof_proba_, dtype=np.float64))
 
     def split(
@@ -210,5 +224,16 @@ class _Table(NamedTuple):
             raise ValueError(
                 f"cv must hold out each row once, got {(times == 0).sum()} rows in no fold and "
                 f"{(times > 1).sum()} in several: take a KFold, not repeated or random splits."
+            )
+        unseen = sum(
+            (~np.isin(self.codes[held], self.codes[train])).sum() for train, held in splits
+        )
+        if unseen > MOST_UNSEEN * n:
+            warnings.warn(
+                f"cv={cv!r} has {unseen} of {n} rows answered by a classifier that knows no row of "
+                "their class and gives it probability 0: shuffle the rows, or take a "
+                "StratifiedKFold.",
+                UserWarning,
+                stacklevel=5,
             )
         return splits

@@ -19,12 +19,12 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skorch.callbacks import Callback
 
 from robustclf import RobustClassifier, _auto
-from robustclf._mixture import Filtered, KernelLeastSquares, Network
+from robustclf._mixture import Filtered, KernelLeastSquares, Network, undone
 from robustclf._net import DivergenceError
 from robustclf._weighing import Tried, mixed
 from robustclf.model_selection import RobustSearchCV
 from robustclf.modules import ResNet
-from robustclf.noise import clean_proba, inject_noise, uniform_transition
+from robustclf.noise import inject_noise, uniform_transition
 from robustclf.sources import ArraySource
 from robustclf.strategies import GroupLasso, LabelSmoothing
 
@@ -108,9 +108,9 @@ def test_a_sure_model_does_not_outvote_many_that_are_not():
     assert rate.low < 0.4 < rate.high
     assert weights[-1] > 0.1
     assert_array_equal(mixed(weights, scaled).argmax(axis=1), y)
-    undone = clean_proba(unsure, uniform_transition(rate.rate, 2))
+    expected = undone(unsure, uniform_transition(rate.rate, 2))
     for model in scaled[:-1]:
-        assert_allclose(model.oof, undone)
+        assert_allclose(model.oof, expected)
     assert scaled[-1] is tried[-1]
 
 

@@ -199,3 +199,30 @@ def test_noise_can_be_told_in_the_same_ways_everywhere(cls, blobs):
         cls(frozen, noise="estimated").fit(X, y)
     with pytest.raises(ValueError, match=r"rate must be in \[0, 1\), got 1.5"):
         cls(frozen, noise=1.5).fit(X, y)
+
+
+class Counting(GaussianNB):
+    """Counts its fits."""
+
+    fits = 0
+
+    def fit(self, X, y):
+        type(self).fits += 1
+        return super().fit(X, y)
+
+
+@pytest.mark.parametrize("name", NOISY)
+@pytest.mark.parametrize("noise", [1.2, "estimat", np.eye(3)], ids=["rate", "name", "matrix"])
+def test_noise_that_cannot_be_is_refused_before_any_fit(blobs, name, noise):
+    Counting.fits = 0
+    with pytest.raises(ValueError, match=r"rate must be|did you mean 'estimate'|3 x 3 for 2"):
+        NOISY[name](Counting(), noise=noise).fit(blobs[0], blobs[1] == "ant")
+    assert Counting.fits == 0
+
+
+def test_folds_that_leave_classes_out_are_told(blobs):
+    X, y = blobs
+    order = np.argsort(y, kind="stable")
+    with pytest.warns(UserWarning, match=rf"{len(y)} of {len(y)} rows answered by .* StratifiedKF"):
+        hold_out(GaussianNB(), X[order], y[order], cv=KFold(len(np.unique(y))))
+    hold_out(GaussianNB(), X, y, cv=KFold(3, shuffle=True, random_state=0))

@@ -10,7 +10,7 @@ from sklearn.base import clone, is_classifier
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.naive_bayes import GaussianNB, MultinomialNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -241,3 +241,30 @@ def test_members_of_a_classifier_average_to_its_prediction():
 def test_features_of_other_rows_are_refused():
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         example_scores([0, 1], np.eye(2), features=np.eye(3))
+
+
+def test_what_a_method_needs_is_told_before_any_fit(blobs, monkeypatch):
+    X, _, noisy = blobs
+    monkeypatch.setattr(GaussianNB, "fit", lambda *_, **__: pytest.fail("it was fitted"))
+    with pytest.raises(ValueError, match=r"'aum' needs what a fit went through.*not GaussianNB"):
+        cleaner(method="aum").fit(X, noisy)
+    ours = RobustClassifier(loss="gce")
+    with pytest.raises(ValueError, match=r"for cv a number of folds.*cv=KFold"):
+        cleaner(ours, method="forgetting", cv=KFold(3)).fit(X, noisy)
+    with pytest.raises(
+        ValueError, match="'neighbours' compares the rows of a dense table, got csr"
+    ):
+        cleaner(MultinomialNB(), method="neighbours").fit(sparse.csr_array(abs(X)), noisy)
+    with pytest.raises(ValueError, match=r"[Nn]egative"):
+        cleaner(ours).fit(X, noisy, sample_weight=np.r_[-1, np.ones(299)])
+    with pytest.raises(ValueError, match="a class with at least two rows, got one row of each"):
+        cleaner().fit(X[:3], NAMES)
+
+
+def test_the_seed_is_that_of_a_robust_classifier_without_one(blobs):
+    X, _, noisy = blobs
+    ours = RobustClassifier(loss="gce", max_epochs=2)
+    first, again = (cleaner(ours).fit(X, noisy).oof_proba_ for _ in range(2))
+    assert np.array_equal(first, again)
+    other = LabelCleaner(ours, random_state=1).fit(X, noisy).oof_proba_
+    assert not np.array_equal(first, other)

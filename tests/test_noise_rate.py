@@ -223,3 +223,18 @@ def test_a_rate_is_frozen():
     rate = NoiseRate(0.1, 0.0, 0.2, 0.0, False, 0.95, 50)
     with pytest.raises(AttributeError, match="rate"):
         rate.rate = 0.2
+
+
+@pytest.mark.parametrize("n_values", [2, 5, 40])
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1), "drawn"])
+def test_of_rows_as_confident_as_others_none_comes_first(n_values, order):
+    """Trees and neighbours give few values; the second half of this file is noisy."""
+    y, p = table(0, n=2000, n_classes=2)
+    p = np.round(p * n_values) / n_values
+    y[1000:] = np.where(np.random.default_rng(1).random(1000) < 0.3, 1 - y[1000:], y[1000:])
+    if isinstance(order, str):
+        order = np.random.default_rng(2).permutation(2000)
+    expected, found = noise_rate(y, p), noise_rate(y[order], p[order])
+    assert found.rate == pytest.approx(expected.rate, abs=1e-12)
+    assert found.lower_bound == pytest.approx(expected.lower_bound, abs=1e-9)
+    assert is_noisy(y[order], p[order])

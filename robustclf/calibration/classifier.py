@@ -16,7 +16,7 @@ from robustclf._held_out import class_proba, generator, hold_out
 from robustclf._wrapped import CALIBRATION_CONSTRAINTS, WrappedClassifier
 from robustclf.calibration._maps import Calibrating, RowTemperature, Temperature, Vector
 from robustclf.calibration._views import Views, view_features
-from robustclf.noise._given import NOISE_CONSTRAINTS, given_transition
+from robustclf.noise._given import NOISE_CONSTRAINTS, check_noise, given_transition
 from robustclf.noise._inputs import check_proba
 
 Floats = NDArray[np.float64]
@@ -166,6 +166,7 @@ class RobustCalibrator(WrappedClassifier):
         self._validate_params()
         X, labels = self._labelled(X, y)
         known = self._weights(sample_weight, X)
+        check_noise(self.noise, self.noise_convention, labels, self.estimator)
         rng = generator(self.random_state)
         views = None
         if self.method == "correctness":
@@ -199,7 +200,7 @@ class RobustCalibrator(WrappedClassifier):
         if not frozen and not has_fit_parameter(self.estimator, "sample_weight"):
             name = type(self.estimator).__name__
             raise ValueError(f"{name} takes no sample_weight: leave it out.")
-        return {"sample_weight": _check_sample_weight(sample_weight, X)}
+        return {"sample_weight": _check_sample_weight(sample_weight, X, ensure_non_negative=True)}
 
     def _fit_map(self, rows: Calibrating, proba: Floats, rng: np.random.RandomState) -> None:
         """Fit what changes the logits."""

@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import type_of_target
 from robustclf._held_out import hold_out, label_proba
 from robustclf._wrapped import CALIBRATION_CONSTRAINTS, WrappedClassifier
 from robustclf.conformal._evidence import Codes, Floats, Noise
-from robustclf.noise._given import NOISE_CONSTRAINTS, given_transition
+from robustclf.noise._given import NOISE_CONSTRAINTS, check_noise, given_transition
 from robustclf.noise._inputs import check_class_proba
 
 CONSTRAINTS = NOISE_CONSTRAINTS | CALIBRATION_CONSTRAINTS
@@ -38,6 +38,7 @@ class NoiseAwareClassifier(WrappedClassifier):
     def _hold_out(self, X: Any, y: Any) -> HeldOutRows:
         """Fit the classifier, and return rows that it did not see as it predicts them."""
         X, labels = self._labelled(X, y)
+        check_noise(self.noise, self.noise_convention, labels, self.estimator)
         held = hold_out(
             self.estimator,
             X,

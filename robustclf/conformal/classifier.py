@@ -26,6 +26,7 @@ from robustclf.conformal._levels import check_alpha
 from robustclf.conformal._noise_aware import CONSTRAINTS, NoiseAwareClassifier
 from robustclf.conformal._parameter import ScoreParameter
 from robustclf.conformal._scores import SCORES, Score, row_uniforms
+from robustclf.noise._given import check_noise
 
 
 def _estimator_has(name: str) -> Callable[[Any], bool]:
@@ -207,6 +208,7 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
         self._validate_params()
         self._check_names()
         X, labels = self._labelled(X, y)
+        check_noise(self.noise, self.noise_convention, labels, self.estimator)
         if self.coverage == "group":
             groups = read_groups(groups, len(labels))
         else:

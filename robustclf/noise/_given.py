@@ -75,3 +75,10 @@ def given_transition(
             f"{classes.tolist()}."
         )
     return check_transition(noise, len(classes))
+
+
+def check_noise(noise: Any, convention: str, labels: NDArray[Any], estimator: Any) -> None:
+    """Raise what :func:`given_transition` would, before any classifier is fitted."""
+    classes = np.asarray(getattr(estimator, "classes_", np.unique(labels)))  # of a frozen one
+    if len(classes) > 1 and not (isinstance(noise, str) and noise == "estimate"):
+        given_transition(noise, classes, convention, safe=True)

@@ -29,6 +29,8 @@ from robustclf.noise.dynamics import TrainingDynamics
 from robustclf.noise.issues import find_label_issues
 from robustclf.noise.rate import noise_rate
 
+FROM_DYNAMICS = ("aum", "forgetting")
+
 
 def _estimator_has(name: str) -> Callable[[Any], bool]:
     def check(self: Any) -> bool:
@@ -63,7 +65,8 @@ class LabelCleaner(WrappedClassifier):
     n_jobs : int or None, default=None
         Folds fitted at a time.
     random_state : int, RandomState or None, default=None
-        Deals the rows to the folds.
+        Deals the rows to the folds; of a :class:`~robustclf.RobustClassifier` that has none, it is
+        the seed.
 
     Attributes
     ----------
@@ -143,6 +146,8 @@ class LabelCleaner(WrappedClassifier):
         y : array-like of shape (n_samples,)
             Labels of any type, some of them wrong. They are not changed.
         sample_weight : array-like of shape (n_samples,), optional
+            Weight of each row in the fits. All rows count alike for what is estimated of the noise,
+            so drop those that are to have no say in it.
 
         Returns
         -------
@@ -168,7 +173,10 @@ class LabelCleaner(WrappedClassifier):
                 f"{type(self.estimator).__name__} takes no sample_weight: leave it out and use "
                 "action='prune' or 'relabel'."
             )
-        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        weight = None
+        if sample_weight is not None:
+            weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+        self._check_method(X)
         proba, dynamics = self._out_of_fold(X, labels, weight)
         self.issues_ = find_label_issues(
             y if hasattr(y, "iloc") else labels,
@@ -184,25 +192,45 @@ class LabelCleaner(WrappedClassifier):
         self.noise_rate_ = noise_rate(labels, proba)
         return self._fit_cleaned(X, labels, codes, weight)
 
+    def _is_own(self) -> bool:
+        """Tell whether the classifier cross-fits by itself, and records what it goes through."""
+        known = self.estimator.get_params(deep=False)
+        return {"cross_fit", "track_dynamics"} <= known.keys() and isinstance(self.cv, Integral)
+
+    def _check_method(self, X: Any) -> None:
+        """Refuse what the method needs and will not get, before anything is fitted."""
+        if self.method in FROM_DYNAMICS and not self._is_own():
+            raise ValueError(
+                f"method={self.method!r} needs what a fit went through: take a RobustClassifier, "
+                f"and for cv a number of folds, not {self.estimator!r} and cv={self.cv!r}."
+            )
+        if self.method == "neighbours" and not _is_table(X):
+            raise ValueError(
+                f"method='neighbours' compares the rows of a dense table, got {type(X).__name__}."
+            )
+
     def _out_of_fold(
         self, X: Any, labels: NDArray[Any], weight: NDArray[np.float64] | None
     ) -> tuple[NDArray[np.float64], TrainingDynamics | None]:
         """Return probabilities by classifiers that did not see the row, and what they learned."""
         estimator = clone(self.estimator)
         known = {} if weight is None else {"sample_weight": weight}
-        own = {"cross_fit", "track_dynamics"} <= estimator.get_params(deep=False).keys()
-        if own and isinstance(self.cv, Integral):
+        if self._is_own():
             estimator.set_params(cross_fit=int(self.cv), track_dynamics=True)
+            if estimator.random_state is None:
+                estimator.set_params(random_state=self.random_state)
             estimator.fit(X, labels, **known)
             return np.asarray(estimator.oof_proba_, dtype=np.float64), estimator.dynamics_
         folds = self.cv
         if isinstance(self.cv, Integral):
             most = np.unique(labels, return_counts=True)[1].max()
+            if most < 2:
+                raise ValueError("folds need a class with at least two rows, got one row of each.")
             rng = check_random_state(self.random_state)
             folds = StratifiedKFold(min(int(self.cv), most), shuffle=True, random_state=rng)
         with warnings.catch_warnings():  # a class with fewer rows than folds is no reason to stop
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-            warnings.filterwarnings("ignore", "Number of classes in fold", RuntimeWarning)
+            warnings.filterwarnings("ignore", "Number of classes in", RuntimeWarning)
             proba = cross_val_predict(
                 estimator,
                 X,

@@ -228,20 +228,24 @@ def _count(
     codes: NDArray[np.int64], p: NDArray[np.float64]
 ) -> Callable[[NDArray[np.float64]], tuple[_Counted, _Counted]]:
     """Return what counts weighted rows: all together, and within the predicted classes."""
-    order = np.argsort(-p.max(axis=1), kind="stable")
-    predicted = p.argmax(axis=1)[order]
+    confidence = p.max(axis=1)
+    order = np.argsort(-confidence, kind="stable")
+    confidence, predicted = confidence[order], p.argmax(axis=1)[order]
     differs = predicted != codes[order]
     groups = [np.flatnonzero(predicted == k) for k in np.unique(predicted)]
 
     def count(weight: NDArray[np.float64]) -> tuple[_Counted, _Counted]:
         w = weight[order]
-        wrong, rows = _at_shares(w, differs, FEWEST_ROWS)
+        wrong, rows = _at_shares(w, differs, confidence, FEWEST_ROWS)
         overall = _Counted(wrong, rows, float((wrong / rows).min()))
         some = [group for group in groups if w[group].any()]
         if len(some) == 1:
             return overall, overall
         share = np.array([w[group].sum() for group in some]) / w.sum()
-        parts = [_at_shares(w[group], differs[group], FEWEST_OF_CLASS) for group in some]
+        parts = [
+            _at_shares(w[group], differs[group], confidence[group], FEWEST_OF_CLASS)
+            for group in some
+        ]
         rates = np.array([wrong / rows for wrong, rows in parts])  # (class, share)
         sizes = np.sum([rows for _, rows in parts], axis=0)
         mean = float(share @ rates.min(axis=1))
@@ -251,13 +255,20 @@ def _count(
 
 
 def _at_shares(
-    weight: NDArray[np.float64], differs: NDArray[np.bool_], fewest: int
+    weight: NDArray[np.float64],
+    differs: NDArray[np.bool_],
+    confidence: NDArray[np.float64],
+    fewest: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the weight of wrong labels among the first rows, and of these, ``(share,)``."""
+    """Return the weight of wrong labels among the first rows, and of these, ``(share,)``.
+
+    Of rows with the same confidence, of which a share takes some, it takes a part of each.
+    """
     rows = np.cumsum(np.append(0, weight))
     wrong = np.cumsum(np.append(0, weight * differs))
     sizes = np.minimum([max(fewest, round(share * rows[-1])) for share in SHARES], rows[-1])
-    return np.interp(sizes, rows, wrong), sizes
+    last = np.append(0, np.flatnonzero(np.diff(confidence, append=-1)) + 1)
+    return np.interp(sizes, rows[last], wrong[last]), sizes
 
 
 def _low(k: float, m: float, alpha: float) -> float:
