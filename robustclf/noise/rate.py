@@ -66,7 +66,8 @@ def noise_rate(
 
     .. math:: \hat r = \min_s \frac{1}{|S_s|} \sum_{i \in S_s} [\arg\max_k p_{ik} \ne y_i]
 
-    with :math:`S_s` the share s of most confident rows, s = 0.1, 0.2, 0.3, 0.5. Where the labels of
+    with :math:`S_s` the share s of most confident rows, s = 0.1, 0.2, 0.3, 0.5 (where rows of one
+    confidence are more than fit in, a part of each). Where the labels of
     some classes are evidently worse than those of others (the same count within each predicted
     class, in the mean over the classes, has a lower limit above :math:`\hat r` at level 0.05), the
     minimum is taken in each class, and the mean over the classes is the estimate.
