@@ -231,8 +231,8 @@ class _Table(NamedTuple):
         if unseen > MOST_UNSEEN * n:
             warnings.warn(
                 f"cv={cv!r} has {unseen} of {n} rows answered by a classifier that knows no row of "
-                "their class and gives it probability 0: shuffle the rows, or take a "
-                "StratifiedKFold.",
+                "their class and gives it probability 0: shuffle the rows, or take a number of "
+                "folds, which have each class.",
                 UserWarning,
                 stacklevel=5,
             )

@@ -9,8 +9,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import binom
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import DataConversionWarning
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -114,6 +115,22 @@ def test_an_empty_set_has_no_interval():
     assert np.isnan(sets.predict_interval(np.array([[1.0]]), 0.99)).all()
 
 
+def test_one_number_for_each_row():
+    X, y = drawn(100, np.random.default_rng(2))
+    sets = ConformalRegressor(FrozenEstimator(Bins()), bins=EDGES).fit(X, y)
+    with pytest.warns(DataConversionWarning, match="column-vector"):
+        assert_array_equal(sets.covers(X, y[:, None]), sets.covers(X, y))
+    with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[100, 1\]"):
+        sets.covers(X, y[:1])
+    with pytest.raises(ValueError, match="y should be a 1d array"):
+        sets.covers(X, np.column_stack([y, y]))
+    for bad, name in [(np.nan, "NaN"), (np.inf, "infinity")]:
+        with pytest.raises(ValueError, match=f"Input y contains {name}"):
+            sets.covers(X, np.append(y[1:], bad))
+        with pytest.raises(ValueError, match=f"Input y contains {name}"):
+            clone(sets).fit(X, np.append(y[1:], bad))
+
+
 @pytest.mark.parametrize("strategy", ["uniform", "quantile"])
 def test_sets_are_wide_where_the_noise_is(strategy):
     rng = np.random.default_rng(3)
@@ -125,6 +142,48 @@ def test_sets_are_wide_where_the_noise_is(strategy):
     width = np.array([np.diff(s, axis=1).sum() for s in made.predict_set(X)])
     assert width[X[:, 0] > 0.5].mean() > 1.5 * width[X[:, 0] < -0.5].mean()
     assert made.score(X, y) > 0.6
+
+
+@pytest.mark.parametrize("of_normal", [np.positive, np.exp])
+def test_coverage_of_rows_held_out(of_normal):
+    rng = np.random.default_rng(0)
+    covered = []
+    for seed in range(200):
+        X = rng.normal(size=(700, 1))
+        y = of_normal(X[:, 0] + 0.3 * rng.normal(size=700))
+        made = ConformalRegressor(GaussianNB(), cv=None, random_state=seed).fit(X[:200], y[:200])
+        assert len(made.scores_) == 50
+        covered.append(made.covers(X[200:], y[200:]).mean())
+    assert np.mean(covered) > 46 / 51 - 3 * np.std(covered) / np.sqrt(200)  # more by ties at 0
+
+
+def test_numbers_of_rows_held_out_do_not_choose_them_or_the_bins():
+    X = np.arange(40.0)[:, None]
+    y = np.arange(40.0) % 10
+    made = ConformalRegressor(GaussianNB(), bins=5, cv=None, random_state=0)
+    held = np.random.RandomState(0).permutation(40)[:10]
+    plain = clone(made).fit(X, y)
+    far = y.copy()
+    far[held] = np.where(np.arange(10) < 3, 100.0, 4.5)
+    moved = clone(made).fit(X, far)
+    assert_array_equal(moved.edges_, plain.edges_)
+    assert_array_equal(moved.predict(X), plain.predict(X))
+    assert_array_equal(np.sort(moved.scores_)[-3:], 0)
+    assert not moved.covers(X[held], far[held], 0.5)[:3].any()
+    assert_array_equal(moved.covers(X[held], far[held], 0.5), -moved.scores_ >= moved._cutoff(0.5))
+
+
+def test_bins_that_no_row_to_learn_from_falls_into():
+    X = np.arange(40.0)[:, None]
+    y = np.arange(40.0) % 2 * 9
+    held = np.random.RandomState(0).permutation(40)[:10]
+    y[held[:2]] = 4.5
+    made = ConformalRegressor(GaussianNB(), bins=9, cv=None, random_state=0).fit(X, y)
+    assert_array_equal(made.estimator_.classes_, [0, 8])
+    assert_array_equal(made.scores_[:2], 0)  # as certain to be missed as anything
+    assert (made.scores_[2:] < 0).all()
+    assert not made.covers(X, np.full(40, 4.5), 0.5).any()
+    assert_array_equal(made.predict_set(X, 0.1), [[[-np.inf, np.inf]]] * 40)
 
 
 def test_bins_that_nobody_falls_into():
@@ -194,6 +253,27 @@ def test_bins_are_told_to_the_loss():
     assert made.score(X, y) > 0.5
 
 
+def test_folds_are_told_the_bins_that_they_have():
+    X = np.linspace(-1, 1, 60)[:, None]
+    z = np.tile([0.0, 1.0, 4.0], 20)
+    z[:2] = 3.0, 9.0  # the only ones of their bins
+    told = []
+
+    class Net(RobustClassifier):
+        def fit(self, X, y):
+            told.append((self.loss.middles, np.unique(y)))
+            return super().fit(X, y)
+
+    net = Net(loss=RegressionToClassification(), max_epochs=1, random_state=0)
+    made = ConformalRegressor(net, bins=9, cv=KFold(3)).fit(X, z)
+    middles = (made.edges_[1:] + made.edges_[:-1]) / 2
+    for given, codes in told:
+        assert_allclose(np.multiply(given, z.std()), middles[codes])
+    assert [len(codes) for _, codes in told] == [3, 5, 5, 5]
+    assert np.isfinite(made.scores_).all()
+    assert net.loss.middles is None
+
+
 @pytest.mark.parametrize(
     ("params", "error"),
     [
@@ -250,6 +330,10 @@ def test_numbers_that_cannot_work():
         ConformalRegressor(GaussianNB()).fit(X, np.ones(60))
     with pytest.raises(ValueError, match=r"the quantiles of y make 1 bin"):
         ConformalRegressor(GaussianNB(), strategy="quantile", bins=2).fit(X, np.arange(60.0) > 0)
+    with pytest.raises(ValueError, match=r"calibration_size=0.25 of 3 rows leaves none"):
+        ConformalRegressor(GaussianNB(), cv=None).fit(X[:3], y[:3])
+    with pytest.raises(ValueError, match="the 45 rows to learn from fall into one bin"):
+        ConformalRegressor(GaussianNB(), cv=None, bins=[10, 20, 30]).fit(X, y)
     with pytest.raises(ValueError, match="y is None"):
         ConformalRegressor(GaussianNB()).fit(X, None)
     with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\), got 1.5"):

@@ -9,11 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import RegressorMixin, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import indexable
+from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d
+from sklearn.utils.validation import (
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+)
 
-from robustclf._held_out import hold_out
+from robustclf._held_out import Prepare, generator, hold_out
 from robustclf._wrapped import CALIBRATION_CONSTRAINTS, Wrapper
 from robustclf.conformal._levels import check_one_alpha, conformal_quantile
 
@@ -39,7 +44,9 @@ class ConformalRegressor(RegressorMixin, Wrapper):
         Is cloned and fitted to the numbers of the bins. One in
         :class:`~sklearn.frozen.FrozenEstimator` is taken as fitted, to the numbers of ``bins``.
     bins : int or array-like of shape (n_bins + 1,), default=50
-        Number of the bins, or their edges. Outside of them the density is 0.
+        Number of the bins, or their edges. Outside of them the density is 0. A number of bins
+        is cut from the range of the rows that the classifier learns from; a bin that it has not
+        seen has probability 0.
     strategy : {"uniform", "quantile"}, default="uniform"
         Bins of the same width, as in the paper, or of as many rows each.
     cv : int, splitter or None, default=5
@@ -49,7 +56,8 @@ class ConformalRegressor(RegressorMixin, Wrapper):
         The promise is exact for rows that are held out and for a frozen classifier; with folds it
         takes the classifier of all rows to be no worse than those of the folds.
     calibration_size : float in (0, 1), default=0.25
-        Share of the rows that is held out, stratified by bin.
+        Share of the rows that is held out, drawn at random: to leave a row of each bin to learn
+        from would keep rare numbers out of the calibration.
     random_state : int, RandomState or None, default=None
         Governs which rows are held out, and the folds.
 
@@ -139,25 +147,61 @@ class ConformalRegressor(RegressorMixin, Wrapper):
         self._validate_params()
         self._check_given(y)
         X, _ = indexable(X, y)
-        numbers = check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=np.float64)
+        numbers = _numbers(y)
+        crosses = self.estimator.get_params(deep=False).get("cross_fit") is not None
+        if self.cv is None and not crosses and not isinstance(self.estimator, FrozenEstimator):
+            return self._split(X, numbers)
         self.edges_ = self._edges(numbers)
-        codes = _bin(numbers, self.edges_)
-        estimator = self.estimator
-        if "loss__middles" in estimator.get_params():
-            middles = _middles(self.edges_)[np.unique(codes)] / numbers.std()
-            estimator = clone(estimator).set_params(loss__middles=middles.tolist())
         held = hold_out(
-            estimator,
+            self.estimator,
             X,
-            codes,
+            _bin(numbers, self.edges_),
             cv=self.cv,
-            calibration_size=self.calibration_size,
+            prepare=self._told(numbers),
             random_state=self.random_state,
         )
         self._codes = held.classes
         self._take(held.estimators[0])
-        self.scores_ = -_at(numbers[held.rows], *self._density(held.proba))
+        self.scores_ = -_at(numbers, *self._density(held.proba))
         return self
+
+    def _split(self, X: Any, numbers: Floats) -> Self:
+        """Fit to some rows and score the others, whose numbers choose neither rows nor bins.
+
+        Only then are they exchangeable with new rows.
+        """
+        n = len(numbers)
+        order = generator(self.random_state).permutation(n)
+        rows, learned = np.split(order, [int(n * self.calibration_size)])
+        if not len(rows):
+            raise ValueError(
+                f"calibration_size={self.calibration_size:g} of {n} rows leaves none to calibrate "
+                "on; give more rows, a larger share, or cv=5."
+            )
+        self.edges_ = self._edges(numbers[learned])
+        codes = _bin(numbers[learned], self.edges_)
+        if (codes == codes[0]).all():
+            raise ValueError(
+                f"the {len(learned)} rows to learn from fall into one bin: there is nothing to "
+                "tell apart."
+            )
+        estimator = self._told(numbers[learned])(clone(self.estimator), codes)
+        self._take(estimator.fit(_safe_indexing(X, learned), codes))
+        self._codes = self.estimator_.classes_
+        proba = self.estimator_.predict_proba(_safe_indexing(X, rows))
+        self.scores_ = -_at(numbers[rows], *self._density(proba))
+        return self
+
+    def _told(self, numbers: Floats) -> Prepare:
+        """Return what tells a classifier the middles of the bins that it is fitted to."""
+
+        def told(estimator: Any, codes: NDArray[Any]) -> Any:
+            if "loss__middles" not in estimator.get_params():
+                return estimator
+            middles = _middles(self.edges_)[np.unique(codes)] / numbers.std()
+            return estimator.set_params(loss__middles=middles.tolist())
+
+        return told
 
     def _edges(self, y: Floats) -> Floats:
         if not isinstance(self.bins, Integral):
@@ -267,16 +311,29 @@ class ConformalRegressor(RegressorMixin, Wrapper):
         Returns
         -------
         covered : ndarray of bool of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            For numbers that are missing, infinite, or not one for each row.
         """
         check_is_fitted(self)
+        numbers = _numbers(y)
+        check_consistent_length(X, numbers)
         points, density = self._density(self.estimator_.predict_proba(X))
-        covered: NDArray[np.bool_] = _at(np.asarray(y, float), points, density) >= self._cutoff(
-            alpha
-        )
+        covered: NDArray[np.bool_] = _at(numbers, points, density) >= self._cutoff(alpha)
         return covered
 
     def _cutoff(self, alpha: float) -> float:
         return -float(conformal_quantile(self.scores_, check_one_alpha(alpha)))
+
+
+def _numbers(y: Any) -> Floats:
+    """Return numbers as a vector, refusing missing and infinite ones."""
+    numbers: Floats = check_array(
+        column_or_1d(y, warn=True), ensure_2d=False, dtype=np.float64, input_name="y"
+    )
+    return numbers
 
 
 def _middles(edges: Floats) -> Floats:
