@@ -237,14 +237,17 @@ def test_loss_stacks_and_has_gradients():
     assert torch.isfinite(far.grad).all()
 
 
-def test_bins_are_told_to_the_loss():
+@pytest.mark.parametrize("in_pipeline", [False, True])
+def test_bins_are_told_to_the_loss(in_pipeline):
     rng = np.random.default_rng(4)
     X, y = sine(400, rng)
     net = RobustClassifier(
         loss=RegressionToClassification(), hidden=(32,), max_epochs=30, lr=0.02, random_state=0
     )
-    made = ConformalRegressor(net, bins=12, cv=3, random_state=0).fit(X, y)
-    middles = made.estimator_.get_params()["loss__middles"]
+    estimator = make_pipeline(StandardScaler(), net) if in_pipeline else net
+    made = ConformalRegressor(estimator, bins=12, cv=3, random_state=0).fit(X, y)
+    inner = made.estimator_[-1] if in_pipeline else made.estimator_
+    middles = inner.get_params()["loss__middles"]
     assert len(middles) == len(made.estimator_.classes_)
     assert_allclose(np.diff(middles)[0] * y.std(), np.diff(made.edges_)[0])
     assert net.loss.middles is None

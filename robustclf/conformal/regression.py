@@ -22,6 +22,8 @@ from robustclf._held_out import Prepare, generator, hold_out
 from robustclf._wrapped import CALIBRATION_CONSTRAINTS, Wrapper
 from robustclf.conformal._levels import check_one_alpha, conformal_quantile
 
+MIDDLES = "__loss__middles"  # ends the name of the parameter, also in a step of a pipeline
+
 Floats = NDArray[np.float64]
 
 
@@ -196,10 +198,9 @@ class ConformalRegressor(RegressorMixin, Wrapper):
         """Return what tells a classifier the middles of the bins that it is fitted to."""
 
         def told(estimator: Any, codes: NDArray[Any]) -> Any:
-            if "loss__middles" not in estimator.get_params():
-                return estimator
             middles = _middles(self.edges_)[np.unique(codes)] / numbers.std()
-            return estimator.set_params(loss__middles=middles.tolist())
+            asking = [name for name in estimator.get_params() if f"__{name}".endswith(MIDDLES)]
+            return estimator.set_params(**dict.fromkeys(asking, middles.tolist()))
 
         return told
 
