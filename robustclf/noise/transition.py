@@ -181,7 +181,7 @@ def estimate_transition(
     >>> estimate = estimate_transition(y, proba, random_state=0)
     >>> print(estimate.transition.round(2), estimate.low[1].round(2), estimate.high[1].round(2))
     [[1.   0.  ]
-     [0.34 0.66]] [0.22 0.64] [0.36 0.78]
+     [0.34 0.66]] [0.3  0.63] [0.37 0.7 ]
     """
     check_known("method", [method], METHODS)
     codes, p, known = check_proba(y, proba, classes)
