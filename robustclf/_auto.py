@@ -1,8 +1,9 @@
 """loss="auto": models of different strength, weighed by the labels they did not learn from.
 
-1. Networks that differ in what keeps them from memorising (dropout, few inputs, an embedding of
-   numbers), forests with leaves of different size and kernel least squares are fitted to the labels
-   as they are, and trees with a kernel to the rows that kernel least squares confirm ("filtered").
+1. Networks that differ in what keeps them from memorising (an embedding of numbers or, of many
+   columns, dropout and few inputs), forests with leaves of different size and kernel least squares
+   are fitted to the labels as they are, and trees with a kernel to the rows that kernel least
+   squares confirm ("filtered").
    None is right for every table; together they cost what one search would.
 2. Cross-fitting gives every row the probabilities of members that did not train on it. The share
    of given labels they predict ranks the models: it falls with the noise, but alike for all.
@@ -15,7 +16,8 @@
    would turn labels round are moved towards the identity.
 5. Forests and kernels enter once more with T undone, :func:`robustclf.noise.clean_proba`, and
    steps 3 and 4 repeat with the better predictions.
-6. The best network is trained once more through T (forward correction), and step 3 is final.
+6. The best network is trained once more through T (forward correction), of many rows longer: T
+   explains what it would memorise. The more labels are wrong, the less it does. Step 3 is final.
    Forests and kernels fitted to the labels as they are say how probable a *given* label is: for
    one scale with the others, uniform noise of the estimated rate is undone in them, which changes
    how sure they are, not what they predict.
@@ -78,6 +80,7 @@ from robustclf.strategies import GroupLasso
 FOLDS = 5
 ROUNDS = 2  # of estimating T and undoing it
 NEGLIGIBLE = 0.01  # weight of a model that is not kept
+LEAST = 20  # epochs; of a network trained through T up to twice as many
 MOST_COLUMNS = 100  # beyond which an embedding of each is too dear
 LARGE = 1_000_000  # numbers, from which on so many columns are worth wider networks
 ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "lr": 0.005}
@@ -112,6 +115,7 @@ BUDGETS: dict[str, tuple[str, ...]] = {
     "balanced": ("dropout", "sparse", "periodic", "resnet"),
     "best": tuple(NETWORKS),
 }
+OF_FEW_COLUMNS, OF_MANY_COLUMNS = {"periodic"}, {"dropout", "sparse"}
 FORWARD = {"fast": 0, "balanced": 1, "best": 2}  # networks trained once more, through T
 DECIDED = {"loss", "dropout", "lr", "hidden", "warm_up", "weight_decay", "module"}
 DECIDED |= {"numeric_embedding", "max_epochs"}
@@ -170,10 +174,13 @@ class Auto:
             corrected = [self._corrected(t, transition) for t in tried if t.name in UNDONE]
         tried += corrected
         transition = labels.transition(tried)
+        longer = round(LEAST * (2 - labels.rate(labels.mixed(tried)).rate))
         ranked = sorted((t for t in tried if t.learned), key=lambda t: -labels.accuracy(t.oof))
         for best in ranked[: FORWARD[self.clf.budget]]:
-            loss = ForwardCorrected("ce", transition=transition)
-            tried += self._network(f"{best.name}{CORRECTED}", best.params | {"loss": loss})
+            params = best.params | {"loss": ForwardCorrected("ce", transition=transition)}
+            if "max_epochs" in params:
+                params["max_epochs"] = max(params["max_epochs"], longer)
+            tried += self._network(f"{best.name}{CORRECTED}", params)
         if self.interrupted:
             warnings.warn(
                 "The fit was interrupted; the mixture is of what was trained until then.",
@@ -198,11 +205,10 @@ class Auto:
         return self.clf._copy().set_params(**params, **alike, cross_fit=self.folds)
 
     def _networks(self) -> Iterator[Tried]:
-        names = BUDGETS[self.clf.budget]
-        left_out = "periodic" if self._has_many_columns() else "dropout"
-        for name in names:
+        left_out = OF_FEW_COLUMNS if self._has_many_columns() else OF_MANY_COLUMNS
+        for name in BUDGETS[self.clf.budget]:
             settings = dict(NETWORKS[name])
-            if "periodic" in names and name == left_out:
+            if name in left_out and self.clf.budget != "fast":
                 continue
             if "strategy" in settings and not isinstance(self.clf.module, str):
                 continue  # it may have no layer that the strategy knows
@@ -238,7 +244,7 @@ class Auto:
         """Return the parameters of a network: what the user chose is kept."""
         clf, chosen = self.clf, ALIKE | {"loss": SINGLE} | settings
         samples, strategy = chosen.pop("samples"), chosen.pop("strategy", None)
-        chosen["max_epochs"] = auto_epochs(self.n, samples=samples, least=20)
+        chosen["max_epochs"] = auto_epochs(self.n, samples=samples, least=LEAST)
         large = chosen.pop("large", {})
         if self._has_many_columns() and self._size() >= LARGE:
             chosen |= large

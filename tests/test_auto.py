@@ -22,6 +22,7 @@ from robustclf import RobustClassifier, _auto
 from robustclf._mixture import Filtered, KernelLeastSquares, Network, undone
 from robustclf._net import DivergenceError
 from robustclf._weighing import Tried, mixed
+from robustclf.losses import ForwardCorrected
 from robustclf.model_selection import RobustSearchCV
 from robustclf.modules import ResNet
 from robustclf.noise import inject_noise, uniform_transition
@@ -131,7 +132,7 @@ def test_predicts_the_weighted_mean(fitted, iris):
 def test_report_names_what_was_tried(fitted):
     report = fitted.auto_report_
     names = [candidate.name for candidate in report.candidates]
-    networks = set(_auto.BUDGETS["balanced"]) - {"dropout"}  # with an embedding it adds nothing
+    networks = set(_auto.BUDGETS["balanced"]) - _auto.OF_MANY_COLUMNS
     assert {*networks, *_auto.SHALLOW, *(f"{f} corrected" for f in _auto.UNDONE)} <= {*names}
     assert set(_auto.SHALLOW) - set(_auto.AS_GIVEN) == {"filtered"}
     assert sum(name.removesuffix(" corrected") in networks for name in names) == len(networks) + 1
@@ -284,11 +285,31 @@ def test_what_a_subclass_sets_is_kept(iris):
 
 @pytest.mark.usefixtures("_keeps_all")
 @pytest.mark.parametrize("many", [False, True])
-def test_no_number_of_many_columns_is_embedded(many):
+def test_many_columns_have_networks_of_their_own(many):
     X, y = make_classification(80, _auto.MOST_COLUMNS + many, random_state=0)
     clf = RobustClassifier(loss="auto", max_epochs=1, random_state=0).fit(X, y)
     names = {c.name for c in clf.auto_report_.candidates}
-    assert names & {"periodic", "dropout"} == {"dropout" if many else "periodic"}
+    assert names & {"periodic", "dropout", "sparse"} == (
+        {"dropout", "sparse"} if many else {"periodic"}
+    )
+
+
+def test_a_network_through_the_matrix_learns_longer_the_fewer_labels_are_wrong(iris, monkeypatch):
+    X, y = iris
+    monkeypatch.setattr(_auto, "LEAST", 10)
+    for network in _auto.NETWORKS.values():
+        monkeypatch.setitem(network, "samples", 1)
+    wrong = np.where(np.arange(len(y)) % 5 < 2, np.roll(np.unique(y), 1)[y], y)
+    epochs = []
+    for labels in (wrong, y):
+        report = RobustClassifier(random_state=0).fit(X, labels).auto_report_
+        learned = [c for c in report.candidates if "max_epochs" in c.params]
+        through = [c for c in learned if isinstance(c.params["loss"], ForwardCorrected)]
+        assert {c.params["max_epochs"] for c in learned if c not in through} == {10}
+        epochs += [c.params["max_epochs"] for c in through]
+    assert 10 < epochs[0] < epochs[1] <= 20
+    report = RobustClassifier(max_epochs=3, random_state=0).fit(X, y).auto_report_
+    assert not any("max_epochs" in c.params for c in report.candidates)
 
 
 def first_layers(clf):
