@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 
+from robustclf.losses._hyperparameters import check_integer
 from robustclf.noise.scoring import noise_corrected_accuracy
 
 
@@ -41,8 +42,8 @@ class Stopping(BaseEstimator, EarlyStopping):
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Start without a best epoch."""
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be None or at least 1, got {self.patience!r}.")
+        if self.patience is not None:
+            check_integer("patience", self.patience, "[1, inf)")
         super().on_train_begin(net)
         self.best_criterion_: dict[str, Any] | None = None
 
@@ -233,8 +234,7 @@ class PredictionChangeStopping(Stopping):
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Start without predictions."""
-        if self.window < 1:
-            raise ValueError(f"window must be at least 1, got {self.window!r}.")
+        check_integer("window", self.window, "[1, inf)")
         super().on_train_begin(net)
         self.x_ = X.x[X.rows.cpu()] if isinstance(X.x, Tensor) else X.x[X.rows.cpu().numpy()]
         self.predicted_: NDArray[np.int64] | None = None

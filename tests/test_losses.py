@@ -469,3 +469,15 @@ def test_docstring_has_reference_and_example(alias):
 def test_base_classes_leave_the_formula_to_subclasses(base):
     with pytest.raises(NotImplementedError):
         base().per_label(LOGITS)
+
+
+@pytest.mark.parametrize("inner", ["squentropy", "evidential", "gjs"])
+def test_normalized_negative_is_one_where_all_labels_are_beyond_the_bound(inner):
+    logits = 40 * LOGITS.detach()
+    values = NormalizedNegative(inner).per_label(logits)
+    assert torch.isfinite(values).all()
+
+
+def test_normalized_negative_of_a_loss_with_learned_links():
+    loss = NormalizedNegative("legendretron").build(n_classes=3, n_members=2)
+    assert loss.per_label(torch.randn(2, 5, 3)).shape == (2, 5, 3)

@@ -61,6 +61,7 @@ from robustclf.losses._base import LOSSES
         (make_loss("nnfl", p_min=0), r"^p_min must lie in \(0, 0.2\), got 0$"),
         (CompSum(-1), r"^tau must lie in \[0, inf\), got -1$"),
         (TaylorCrossEntropy(0), r"^t must lie in \[1, inf\), got 0$"),
+        (TaylorCrossEntropy(2.0), r"^t must be a whole number in \[1, inf\), got 2.0 \(a float\)$"),
         (TaylorCrossEntropy(1.5), r"^t must be a whole number in \[1, inf\), got 1.5$"),
         (Poly1(-2), r"^epsilon must lie in \[-1, inf\), got -2$"),
         (PHuberCrossEntropy(0.5), r"^tau must lie in \[1, inf\), got 0.5$"),
@@ -166,3 +167,16 @@ def test_search_space_of_instances():
     assert search_space(Clipped("gce")).keys() == {"loss__theta", "loss__loss__q"}
     with pytest.raises(ValueError, match="did you mean 'gce'"):
         search_space("gec")
+
+
+def test_parameters_of_a_loss_inside_that_is_an_alias():
+    wrapped = Normalized("gce").set_params(loss__q=0.3)
+    assert torch.equal(
+        wrapped.per_label(LOGITS), Normalized(GeneralizedCrossEntropy(0.3)).per_label(LOGITS)
+    )
+    other = Normalized("gce").set_params(loss="focal", loss__gamma=1.5)
+    assert torch.equal(other.per_label(LOGITS), Normalized(Focal(1.5)).per_label(LOGITS))
+
+
+def test_flags_of_numpy_are_flags():
+    make_loss("focal", detach_focal=np.True_).check(3)

@@ -383,18 +383,18 @@ def test_an_interrupted_fit_keeps_the_best_weights(digits, rule):
 # What is refused --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", [0, -1])
+@pytest.mark.parametrize("window", [0, -1, 1.5])
 def test_a_window_has_an_epoch(iris, window):
     stopping = PredictionChangeStopping(window=window)
-    with pytest.raises(ValueError, match=f"window must be at least 1, got {window}"):
+    with pytest.raises(ValueError, match=rf"window must .* \[1, inf\), got {window}"):
         small(early_stopping=stopping).fit(*iris)
 
 
 @every_rule
-@pytest.mark.parametrize("patience", [0, -1])
+@pytest.mark.parametrize("patience", [0, -1, 2.5, np.nan])
 def test_patience_has_an_epoch(iris, rule, patience):
     stopping = RULES[rule][0](patience)
-    with pytest.raises(ValueError, match=f"patience must be None or at least 1, got {patience}"):
+    with pytest.raises(ValueError, match=rf"patience must .* \[1, inf\), got {patience}"):
         small(early_stopping=stopping).fit(*iris)
 
 
@@ -406,5 +406,5 @@ def test_what_early_stopping_can_be(iris, value):
 
 
 def test_stopping_needs_all_rows_at_once(iris):
-    with pytest.raises(ValueError, match="cross_fit and early_stopping need all rows at once: c"):
+    with pytest.raises(ValueError, match="cross_fit, early_stopping and track_dynamics need all"):
         small(early_stopping=PredictionChangeStopping()).partial_fit(*iris)

@@ -263,6 +263,12 @@ class Wrapper(Loss):
         inner = {f"loss__{name}": values for name, values in self.inner.search_space.items()}
         return {**self.own_search_space, **inner}
 
+    def set_params(self, **params: Any) -> Self:
+        """Set hyper-parameters; those of the loss inside, be it an alias, as `loss__...`."""
+        if any(name.startswith("loss__") for name in params):
+            self.loss = as_loss(params.pop("loss", self.loss))
+        return super().set_params(**params)
+
     def check(self, n_classes: int) -> None:
         """Check the loss inside."""
         self.inner.check(n_classes)

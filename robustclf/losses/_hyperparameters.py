@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,13 +53,15 @@ def every(value: Scalar, condition: Callable[[Tensor], Tensor]) -> bool:
 def check_integer(name: str, value: int | Tensor, interval: str) -> None:
     """Raise a ValueError unless all of `value` are whole numbers in `interval`."""
     check_range(name, value, interval)
-    if not every(value, lambda x: x == x.round()):
-        raise ValueError(f"{name} must be a whole number in {interval}, got {value!r}")
+    whole = every(value, lambda x: x == x.round())
+    if not whole or not isinstance(value, Integral | Tensor):
+        kind = " (a float)" if whole else ""
+        raise ValueError(f"{name} must be a whole number in {interval}, got {value!r}{kind}")
 
 
 def check_flag(name: str, value: bool) -> None:
     """Raise a ValueError unless `value` is True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
 

@@ -109,7 +109,7 @@ class NormalizedNegative(Wrapper):
     def values(self, x: Tensor) -> Tensor:
         """Loss of each sample at each label."""
         credit = (self._worst(x) - self.inner.values(x)).relu()
-        return 1 - credit / credit.sum(-1, keepdim=True)
+        return 1 - credit / _positive(credit.sum(-1, keepdim=True))
 
     def value_at(self, x: Tensor, index: Tensor) -> Tensor:
         """Loss at the labels `index`, `(..., 1)`."""
@@ -123,7 +123,7 @@ class NormalizedNegative(Wrapper):
     def _total_credit(self, x: Tensor) -> Tensor:
         worst = self._worst(x)
         if not self.inner.pointwise:
-            return (worst - self.inner.values(x)).relu().sum(-1, keepdim=True)
+            return _positive((worst - self.inner.values(x)).relu().sum(-1, keepdim=True))
         # a loss that falls with p_y reaches A where p_y reaches p_min
         return x.shape[-1] * worst - self.inner.total(at_least(x, log(self.p_min)))
 
@@ -134,5 +134,12 @@ class NormalizedNegative(Wrapper):
             return self.inner.of(p_min.log(), p_min.log())
         rest = ((1 - p_min) / (n_classes - 1)).expand(*p_min.shape[:-1], n_classes - 1)
         unlikely = torch.cat([p_min.expand(*p_min.shape[:-1], 1), rest], -1).log()
+        if x.dim() > unlikely.dim():  # of all members, which may have learned links of their own
+            unlikely = unlikely.expand(*x.shape[:-2], 1, n_classes)
         label = torch.zeros(*unlikely.shape[:-1], 1, dtype=torch.int64, device=x.device)
         return self.inner.at_label(unlikely, label)
+
+
+def _positive(total: Tensor) -> Tensor:
+    """Return the total credit, which is 0 where the loss of every label is beyond A."""
+    return total.clamp_min(torch.finfo(total.dtype).tiny)
