@@ -154,14 +154,20 @@ def row_mask(rows: ArrayLike | None, n: int, name: str) -> NDArray[np.bool_] | N
         return None
     given: NDArray[Any] = column_or_1d(np.asarray(rows))
     if given.dtype == bool and len(given) == n:
-        return given
-    if given.dtype.kind not in "iu" or (len(given) and not 0 <= given.min() <= given.max() < n):
+        return given.copy()
+    numbers = given.dtype.kind in "iu"
+    if len(given) and not (numbers and 0 <= given.min() <= given.max() < n):
         raise ValueError(
             f"{name} must be a mask of {n} rows or row numbers from 0 to {n - 1}, got "
             f"{given.dtype} of shape {given.shape}."
         )
     mask = np.zeros(n, dtype=bool)
-    mask[given] = True
+    mask[given.astype(np.int64)] = True
+    if mask.sum() < len(given):
+        raise ValueError(
+            f"{name} names rows more than once. Row numbers are given once each, and a mask of "
+            "zeros and ones as booleans."
+        )
     return mask
 
 

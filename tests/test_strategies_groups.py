@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_iris
+from small_classifier import small
 from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
@@ -440,3 +442,12 @@ def test_parameters_out_of_range_are_refused(message):
 def test_groups_are_asked_for(iris, alias):
     with pytest.raises(ValueError, match="groups"):
         RobustClassifier(loss="gce", strategy=alias).fit(*iris)
+
+
+@pytest.mark.parametrize("first", ["mixup", "pseudo_label", "refurbish"])
+def test_rows_that_get_a_label_later_are_not_resampled(first):
+    X, y = load_iris(return_X_y=True)
+    few = np.where(np.arange(150) % 3 == 0, y, -1)
+    strategy = [make_strategy(first), GroupBalance("resample")]
+    clf = small(loss="ce", strategy=strategy, max_epochs=20).fit(X, few, groups=X[:, 1] > 3)
+    assert np.isfinite(clf.predict_proba(X)).all()

@@ -269,6 +269,17 @@ def test_transition_without_folds_and_with_everything_trusted(iris):
     assert everything.fit(*iris, trusted=np.arange(150)).score(*iris) > 0.9
     with pytest.raises(ValueError, match="needs trusted: fit"):
         everything.fit(*iris)
+    with pytest.raises(ValueError, match="needs trusted rows: none is trained on"):
+        everything.fit(*iris, trusted=np.zeros(150, dtype=bool))
+    with pytest.raises(ValueError, match=r"trusted names rows more than once. .* as booleans"):
+        everything.fit(*iris, trusted=np.ones(150, dtype=int))
+
+
+@pytest.mark.parametrize("start", [0.3, 0.99])
+def test_transition_is_estimated_however_late_it_starts(iris, start):
+    strategy = Transition(start=start)
+    clf = RobustClassifier(loss="ce", strategy=strategy, **FAST | {"max_epochs": 2}).fit(*iris)
+    assert not np.array_equal(clf.net_.strategies[0].transition_, np.eye(3))
 
 
 # Neighbours -------------------------------------------------------------------------------------

@@ -176,6 +176,7 @@ class Balancing(Grouped):
         tiny = torch.finfo(chance.dtype).tiny
         count = chance / total[self.group_].clamp_min(tiny) * (len(rows) / (total > 0).sum())
         self.balance(select, count.clamp_min(tiny))
+        self.factor_ = torch.where(trains.any(0), self.factor_, 1.0)  # others may get a label
         return torch.cat([rows[stratified_draw(count[rows])], rest])
 
 

@@ -163,7 +163,7 @@ class Transition(Strategy):
 
     def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
         """Estimate the matrix, once the networks have learned something."""
-        start = max(1, round(self.start * net.max_epochs))
+        start = max(1, min(round(self.start * net.max_epochs), net.max_epochs - 1))
         if self._active or net.epoch == 0:
             return
         if self.trusted_ is None:
