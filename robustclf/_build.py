@@ -27,6 +27,7 @@ from robustclf._rows import Rows, encode_labels, row_weights
 from robustclf._stream import HELD_ROWS, StreamedRows, StreamedSet, sample_rows
 from robustclf._training_set import TrainingSet
 from robustclf.losses import Loss, make_loss
+from robustclf.losses._hyperparameters import check_integer
 from robustclf.modules import TabularInput, make_embedding, make_network, needs_held_out
 from robustclf.optimizers import check_optimizer, fused, get_optimizer
 from robustclf.preprocessing import TabularEncoder
@@ -108,6 +109,8 @@ class Method:
         strategies = make_strategies(clf)
         for strategy in strategies:
             strategy.check(loss, len(classes))
+        for width in clf.hidden:
+            check_integer("hidden", width, "[1, inf)")
         check_precision(clf.precision, device := find_device(clf.device))
         check_optimizer(clf.optimizer, clf._part_params("optimizer"))
         peers = math.lcm(loss.n_members, *(s.n_members for s in strategies))
@@ -144,6 +147,12 @@ class Method:
         if missing.any() and not self.uses_unlabelled:
             n = missing.sum()
             self._warn(f"{n} of {len(missing)} rows have no label and are left out", stacklevel)
+
+    def check_trusted(self, rows: Rows) -> None:
+        """Raise ``ValueError`` if a strategy needs trusted rows and none is trained on."""
+        needing = [s for s in self.strategies if "trusted" in s.needs]
+        if needing and rows.trusted is not None and not rows.trusted[rows.trained].any():
+            raise ValueError(f"strategy {needing[0]!r} needs trusted rows: none is trained on.")
 
     def _warn(self, what: str, stacklevel: int) -> None:
         strategies = ", ".join(map(repr, self.strategies)) or "none"

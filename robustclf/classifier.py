@@ -34,6 +34,7 @@ from robustclf._build import (
     training_set,
 )
 from robustclf._distributed import common_random_state
+from robustclf._dynamics import DynamicsRecorder
 from robustclf._fitted import Fitted
 from robustclf._net import SCHEDULES
 from robustclf._params import NestedParamsMixin
@@ -47,6 +48,7 @@ from robustclf._rows import (
 )
 from robustclf.losses import Loss
 from robustclf.recipes import RECIPES
+from robustclf.stopping import Stopping
 from robustclf.strategies import Strategy
 
 
@@ -92,9 +94,10 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
         a strategy trains together (co-teaching: pairs).
     cross_fit : int or None, default=None
         Number of folds k. The same fit then trains further members, each without one fold, for
-        ``oof_proba_`` and ``label_quality_``. Predictions do not change, but for ``loss="auto"``,
-        which cross-fits anyway: it leaves out its last step, a model that has no such
-        probabilities of its own, so that ``oof_proba_`` are those of the mixture that predicts.
+        ``oof_proba_`` and ``label_quality_``. It changes the draws of dropout, and else no
+        prediction, but for ``loss="auto"``, which cross-fits anyway: it leaves out its last step, a
+        model that has no such probabilities of its own, so that ``oof_proba_`` are those of the
+        mixture that predicts.
     module : str, torch module class or module, default="mlp"
         ``"mlp"``, ``"resnet"``, or ``"nested_mlp"`` and ``"nested_resnet"``, which order their
         last features by importance and keep as many as are best on held-out rows. A class is
@@ -441,6 +444,7 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
             trusted=trusted,
         )
         check_classes(method.classes[np.unique(rows.codes[rows.trained[~missing[rows.trained]]])])
+        method.check_trusted(rows)
         with seeded(rng.randint(2**31 - 1), method.device):
             encoder, x = (encoded or fit_encoder)(make_encoder(self), X, rows.weight)
             net = make_net(self, encoder, x, rows, method, rng)
@@ -459,9 +463,10 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Train for one epoch on these rows, at a constant learning rate.
+        """Train for one epoch on these rows, at a constant learning rate and without warm-up.
 
-        The first call, on a classifier that is not fitted, learns the encoding from its rows.
+        The first call, on a classifier that is not fitted, learns the encoding from its rows and
+        takes the parameters as they are; later calls go on with what was fitted.
         Strategies that remember rows (ELR) start anew with each call. ``loss="auto"`` is ``"gce"``
         here; the mixture that ``fit`` makes of it cannot go on, and has no ``partial_fit``.
 
@@ -477,8 +482,10 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
         self : RobustClassifier
         """
         self._validate_params()
-        if self.cross_fit is not None or self.early_stopping:
-            raise ValueError("cross_fit and early_stopping need all rows at once: call fit.")
+        if self.cross_fit is not None or self.early_stopping or self.track_dynamics:
+            raise ValueError(
+                "cross_fit, early_stopping and track_dynamics need all rows at once: call fit."
+            )
         X, y = load_rows(X, y)
         first = not hasattr(self, "net_")
         labels, missing = split_labels(y, classes if first else self.classes_)
@@ -495,7 +502,10 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
                 net = make_net(self, encoder, x, rows, method, rng).initialize()
                 self._keep({"classes_": known, "encoder_": encoder, "net_": net})
             data = training_set(x, rows, self.net_, method)
-            self.net_.schedule = None
+            self.net_.schedule, self.net_.warm_up = None, 0.0
+            whole = (Stopping, DynamicsRecorder)  # of a former fit, which had all rows
+            kept = [(name, c) for name, c in self.net_.callbacks_ if not isinstance(c, whole)]
+            self.net_.callbacks_ = kept
             self.net_.partial_fit(data.to(self.net_), None, epochs=1)
         return self
 

@@ -12,6 +12,7 @@ from skorch.callbacks import (
     Callback,
 )
 from small_classifier import Two, small
+from torch import nn
 
 from robustclf import RobustClassifier, make_strategy
 from robustclf.losses import GeneralizedCrossEntropy
@@ -224,6 +225,33 @@ def test_module_instance_of_the_user_is_not_trained(iris):
     before = {name: p.clone() for name, p in module.state_dict().items()}
     small(module=module).fit(*iris)
     assert all(torch.equal(p, before[name]) for name, p in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            nn.Linear(4, 5),
+            r"to \(sample, 3\), a column for each class; of 2 rows it makes \(2, 5\)",
+        ),
+        (lambda n_inputs, n_classes: nn.Linear(n_inputs, 1), r"of 2 rows it makes \(2, 1\)"),
+        (nn.Linear(5, 3), "module cannot take rows of 4 encoded columns: mat1 and mat2"),
+    ],
+)
+def test_modules_that_do_not_fit(iris, module, message):
+    with pytest.raises(ValueError, match=message):
+        small(module=module).fit(*iris)
+
+
+def test_parameters_of_a_module_that_is_built(iris):
+    with pytest.raises(ValueError, match="module__bias has no effect on a module that is built"):
+        small(module=nn.Linear(4, 3), module__bias=False).fit(*iris)
+
+
+@pytest.mark.parametrize("width", [0, -3, 8.0])
+def test_widths_are_positive_integers(iris, width):
+    with pytest.raises(ValueError, match=rf"hidden must .* \[1, inf\), got {width}"):
+        small(hidden=(8, width)).fit(*iris)
 
 
 @pytest.mark.parametrize("embedding", [None, "periodic", "piecewise_linear"])

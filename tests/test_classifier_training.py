@@ -190,6 +190,21 @@ def test_partial_fit_goes_on_after_fit_at_a_constant_rate(iris):
     pickle.loads(pickle.dumps(clf)).partial_fit(X, y)
 
 
+def test_partial_fit_goes_on_after_a_fit_that_watched_all_rows(iris):
+    clf = small(early_stopping=True, track_dynamics=True).fit(*iris)
+    clf.set_params(early_stopping=False, track_dynamics=False).partial_fit(*iris)
+    assert np.isfinite(clf.predict_proba(iris[0])).all()
+    assert not any(hasattr(callback, "dynamics_") for _, callback in clf.net_.callbacks_)
+
+
+def test_partial_fit_has_no_warm_up(iris):
+    probas = [
+        small(loss=loss, warm_up=1.0).partial_fit(*iris).predict_proba(iris[0])
+        for loss in ("ce", "mae")
+    ]
+    assert np.abs(probas[0] - probas[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("strategy", ["mixup", "label_smoothing", "co_teaching", "elr"])
 def test_partial_fit_with_strategies(iris, strategy):
     X, y = iris
@@ -200,7 +215,7 @@ def test_partial_fit_with_strategies(iris, strategy):
 
 def test_partial_fit_refuses(iris):
     X, y = iris
-    for params in ({"cross_fit": 3}, {"early_stopping": True}):
+    for params in ({"cross_fit": 3}, {"early_stopping": True}, {"track_dynamics": True}):
         with pytest.raises(ValueError, match="need all rows at once: call fit"):
             small(**params).partial_fit(X, y)
     clf = small().partial_fit(X, y)

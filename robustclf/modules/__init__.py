@@ -123,7 +123,8 @@ def make_network(
     Raises
     ------
     ValueError
-        For an unknown alias, with the closest match.
+        For an unknown alias, with the closest match, and where a module of the user cannot take the
+        inputs or has another number of outputs.
     """
     if isinstance(module, str):
         kind = MODULES.get(module)
@@ -136,12 +137,16 @@ def make_network(
             n_members, inputs.out_features, n_classes, tuple(hidden), activation, dropout, **params
         )
     else:
-        body = ModuleMembers(
-            [
-                _build(module, i, inputs.out_features, n_classes, seeds[i], params)
-                for i in range(n_members)
-            ]
-        )
+        if isinstance(module, nn.Module) and params:
+            raise ValueError(
+                f"module__{next(iter(params))} has no effect on a module that is built."
+            )
+        built = [
+            _build(module, i, inputs.out_features, n_classes, seeds[i], params)
+            for i in range(n_members)
+        ]
+        _check_outputs(built[0], inputs.out_features, n_classes)
+        body = ModuleMembers(built)
     network = Network(inputs, body, n_members)
     if isinstance(module, str) and not isinstance(activation, nn.Module):
         alias = [name for name, function in ACTIVATIONS.items() if function is activation]
@@ -155,6 +160,25 @@ def make_network(
         }
     network.reset_members(seeds)
     return network
+
+
+@torch.no_grad()
+def _check_outputs(module: nn.Module, in_features: int, n_classes: int) -> None:
+    training = module.training
+    try:
+        like = next(module.parameters(), torch.empty(0))
+        rows = torch.zeros(2, in_features, dtype=like.dtype, device=like.device)
+        shape = tuple(module.eval()(rows).shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"module cannot take rows of {in_features} encoded columns: {error}"
+        ) from error
+    module.train(training)
+    if shape != (2, n_classes):
+        raise ValueError(
+            f"module must map (sample, {in_features}) to (sample, {n_classes}), a column for each "
+            f"class; of 2 rows it makes {shape}."
+        )
 
 
 def needs_held_out(module: Any) -> bool:
