@@ -102,6 +102,16 @@ def test_upper_edges_belong_to_bins_of_one_width():
     assert_allclose(curve.weight, [0.2, 0.4, 0.4])  # (.25, .5], (.5, .75], (.75, 1]
 
 
+def test_rows_that_are_equally_confident_share_a_bin_in_any_order():
+    y, alike = np.repeat([0, 1], [90, 10]), np.repeat([[0.9, 0.1]], 100, axis=0)
+    assert expected_calibration_error(y, alike) == pytest.approx(0)
+    p = np.repeat([0.6, 0.8, 0.9], [50, 30, 20])
+    order = np.random.default_rng(0).permutation(100)
+    curve = reliability_curve(y[order], np.column_stack([p, 1 - p])[order])
+    assert_allclose(curve.confidence, [0.6, 0.8, 0.9])
+    assert_allclose(curve.accuracy, [1, 1, 0.5])
+
+
 @pytest.mark.parametrize("convention", ["rest", "all"])
 def test_corrected_accuracy_is_the_published_closed_form(convention):
     z, y = overconfident(2000, 1.0)

@@ -65,7 +65,7 @@ def reliability_curve(
     n_bins : int, default=15
         Number of bins; empty ones are left out.
     strategy : {"quantile", "uniform"}, default="quantile"
-        Bins of as many rows each, or of the same width.
+        Bins of as many rows each, or of the same width. Rows that are equally confident share one.
     classes : array-like of shape (n_classes,), optional
         The sorted classes, where ``y`` lacks some.
 
@@ -217,14 +217,14 @@ class Bins(NamedTuple):
 
     @classmethod
     def of(cls, confidence: Floats, weight: Floats, n_bins: int, strategy: str) -> Bins:
-        """Deal the rows to bins of equal weight or equal width."""
+        """Deal the rows to bins of equal weight or width; equally confident ones stay together."""
         if strategy == "uniform":
             place = np.ceil(confidence * n_bins).astype(np.int64) - 1
         else:
-            order = np.argsort(confidence, kind="stable")
-            middle = np.cumsum(weight[order]) - weight[order] / 2
-            place = np.empty(len(order), dtype=np.int64)
-            place[order] = middle / weight.sum() * n_bins
+            tied = np.unique(confidence, return_inverse=True)[1]
+            mass = np.bincount(tied, weight)
+            middle = np.cumsum(mass) - mass / 2
+            place = (middle / weight.sum() * n_bins).astype(np.int64)[tied]
         return cls(np.unique(place, return_inverse=True)[1], weight)
 
     @property
