@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import make_classification
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -102,6 +102,16 @@ def test_clean_confidence_is_the_largest_share_that_passes_the_binomial_test():
     ]
     assert clf.accepted_ == max(passed) / 1000
     assert clf.risk_ == pytest.approx(wrong[order[: max(passed)]].mean())
+
+
+def test_the_most_probable_class_is_predicted_as_certified():
+    X, y = make_classification(600, random_state=0)
+    base = LogisticRegression()
+    tuned = FixedThresholdClassifier(base, threshold=0.97, response_method="predict_proba")
+    clf = SelectiveClassifier(tuned, alpha=0.2, random_state=0).fit(X, y)
+    expected, accepted = base.fit(X, y).predict(X), clf.accept(X)
+    assert_array_equal(clf.predict(X), expected)
+    assert_array_equal(clf.predict_or_defer(X)[accepted], expected[accepted])
 
 
 @pytest.mark.parametrize("noise", [None, uniform_transition(0.1, K)], ids=["clean", "uniform"])

@@ -265,8 +265,25 @@ class SelectiveClassifier(NoiseAwareClassifier):
         """
         return self._accepted(self.predict_proba(X))
 
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable class, which is what is certified.
+
+        A classifier that itself predicts another, such as by a tuned threshold, differs.
+
+        Parameters
+        ----------
+        X : array-like or whatever the classifier takes, of n_samples rows
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+        """
+        proba = self.predict_proba(X)
+        labels: NDArray[Any] = self.classes_[proba.argmax(axis=1)]
+        return labels
+
     def predict_or_defer(self, X: Any, deferred: Any = None) -> NDArray[Any]:
-        """Return the predictions of the rows that are accepted.
+        """Return the predictions, the most probable classes, of the rows that are accepted.
 
         Parameters
         ----------
