@@ -201,6 +201,17 @@ def test_temperature_is_found(noise, temperature):
     assert_allclose(clf.predict_proba(z), softmax(z / clf.temperature_, axis=1), atol=1e-3)
 
 
+@pytest.mark.parametrize("noise", [0.2, "estimate"])
+def test_a_weight_of_zero_leaves_a_row_out(noise):
+    z, y = overconfident(3000, 2.0)
+    weight = (np.arange(3000) < 2000).astype(float)
+    z[2000:] *= 9  # a bin of their own
+    y[2000:] = (z[2000:].argmax(axis=1) + 1) % 3  # and all wrong
+    clf = RobustCalibrator(FrozenEstimator(Logits()), noise=noise)
+    without = clone(clf).fit(z[:2000], y[:2000]).temperature_
+    assert clf.fit(z, y, weight).temperature_ == pytest.approx(without, rel=1e-6)
+
+
 def test_without_noise_it_is_scikit_learns_temperature():
     z, y = overconfident(600, 2.0)
     clf = RobustCalibrator(FrozenEstimator(Logits())).fit(z, y)

@@ -152,7 +152,7 @@ class RobustCalibrator(WrappedClassifier):
         y : array-like of shape (n_samples,)
             Given labels of any type, some of them wrong.
         sample_weight : array-like of shape (n_samples,), optional
-            Weight of each row, in the fit and in the calibration.
+            Weight of each row, in the fit and in the calibration; 0 leaves a row out.
 
         Returns
         -------
@@ -184,13 +184,15 @@ class RobustCalibrator(WrappedClassifier):
         )
         self.classes_, self._views = held.classes, views
         self._take(held.estimators[0])
-        own = held.proba if views is None else held.proba[:, 0]
-        codes, p, _ = check_proba(held.codes, own, np.arange(len(self.classes_)))
+        weight = known.get("sample_weight", np.ones(len(labels)))[held.rows]
+        kept = weight > 0
+        proba = held.proba[kept]
+        own = proba if views is None else proba[:, 0]
+        codes, p, _ = check_proba(held.codes[kept], own, np.arange(len(self.classes_)))
         self.transition_ = given_transition(
             self.noise, self.classes_, self.noise_convention, codes=codes, proba=p
         )
-        weight = known.get("sample_weight", np.ones(len(labels)))[held.rows]
-        self._fit_map(Calibrating(_logits(p), codes, self.transition_, weight), held.proba, rng)
+        self._fit_map(Calibrating(_logits(p), codes, self.transition_, weight[kept]), proba, rng)
         return self
 
     def _weights(self, sample_weight: ArrayLike | None, X: Any) -> dict[str, Floats]:
