@@ -466,6 +466,11 @@ def test_files_that_cannot_work(folder, tmp_path, monkeypatch):
         ParquetSource(folder, label="labl")
     with pytest.raises(ValueError, match=r"'siz'.*did you mean 'size'"):
         ParquetSource(folder, columns=["siz"])
+    for columns in (["size", "size"], ["size", "label"]):
+        with pytest.raises(ValueError, match=r"distinct and without the label 'label', got \['size"):
+            ParquetSource(folder, "label", columns=columns)
+    with pytest.raises(ValueError, match=r"a list of at least one, got \[\]"):
+        ParquetSource([])
     with pytest.raises(ValueError, match=r"Which column holds the labels\?"):
         quick().fit(ParquetSource(folder))
     with pytest.raises(FileNotFoundError, match="no file or folder"):

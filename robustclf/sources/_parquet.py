@@ -48,7 +48,7 @@ class ParquetSource(Source):
         If there is no such file, or no Parquet file in the folder.
     ValueError
         If a file is no Parquet file or lacks a column (with the closest match), if columns differ
-        between the files, or if there are no rows.
+        between the files, if one is given twice or is the label, or if there are no files or rows.
     ImportError
         If pyarrow is not installed.
 
@@ -82,12 +82,19 @@ class ParquetSource(Source):
         self.path = path
         self.label = label
         files = {file: _metadata(file) for file in _files(path)}
+        if not files:
+            raise ValueError(f"path must be a file, a folder or a list of at least one, got {path}.")
         schemas = {file: metadata.schema.to_arrow_schema() for file, metadata in files.items()}
         names = next(iter(schemas.values())).names
         self.columns = [name for name in names if name != label]
         if columns is not None:
             self.columns = list(columns)
-        _check_schemas(schemas, self.columns if label is None else [*self.columns, label])
+        needed = self.columns if label is None else [*self.columns, label]
+        if len(set(needed)) < len(needed):
+            raise ValueError(
+                f"columns must be distinct and without the label {label!r}, got {self.columns}."
+            )
+        _check_schemas(schemas, needed)
         self._pieces = [piece for file, meta in files.items() for piece in _pieces(file, meta)]
         self._bounds = np.cumsum([0, *(piece.n_rows for piece in self._pieces)])
         self.n_rows, self.n_columns = int(self._bounds[-1]), len(self.columns)
