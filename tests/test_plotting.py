@@ -359,6 +359,15 @@ def test_dynamics_suspects_negative_areas_under_the_margin():
         assert_array_equal(line.get_ydata(), same.lines_[name].get_ydata())
 
 
+def test_dynamics_leave_out_rows_without_a_label():
+    recorded, missing = dynamics(), np.arange(20) < 3
+    display = TrainingDynamicsDisplay(recorded.without(missing)).plot()
+    same = TrainingDynamicsDisplay(recorded.take(~missing)).plot()
+    for name, line in display.lines_.items():
+        assert line.get_label() == same.lines_[name].get_label()
+        assert_allclose(line.get_ydata(), same.lines_[name].get_ydata(), rtol=1e-6)
+
+
 def test_dynamics_of_rows_that_are_all_fine():
     display = TrainingDynamicsDisplay(dynamics(n_epochs=1), np.zeros(20, bool)).plot()
     assert display.lines_.keys() == display.bands_.keys() == {"other"}

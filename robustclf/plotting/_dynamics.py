@@ -33,7 +33,8 @@ class TrainingDynamicsDisplay(Display):
     Parameters
     ----------
     dynamics : TrainingDynamics
-        ``RobustClassifier(track_dynamics=True).fit(X, y).dynamics_``.
+        ``RobustClassifier(track_dynamics=True).fit(X, y).dynamics_``; rows with nan have no label
+        and are left out.
     suspicious : array-like, optional
         Mask of, or numbers of, the rows that are suspected, or known, to be wrong. By default those
         whose area under the margin is negative: averaged over the epochs, the network held another
@@ -96,10 +97,11 @@ class TrainingDynamicsDisplay(Display):
         mask = row_mask(self.suspicious, n_samples, "suspicious")
         if mask is None:
             mask = self.dynamics.aum() < 0
+        labelled = ~np.isnan(values).any(axis=0)
         ax = self._take_axes(ax)
         epochs = np.arange(1, n_epochs + 1)
         self.lines_, self.bands_ = {}, {}
-        for name, rows in {"suspicious": mask, "other": ~mask}.items():
+        for name, rows in {"suspicious": mask & labelled, "other": ~mask & labelled}.items():
             if rows.any():
                 low, median, high = np.percentile(values[:, rows], [BAND[0], 50, BAND[1]], axis=1)
                 [line] = ax.plot(epochs, median, color=COLORS[name])
