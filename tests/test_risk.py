@@ -251,6 +251,16 @@ def test_preferred_is_the_smallest_or_the_largest():
     assert small.risk_[certified[0]] < 0.2
 
 
+@pytest.mark.parametrize(("loss", "alpha"), [("fdr", 0.3), ("size", 1.5), ("fnr", 0.2)])
+def test_empty_sets_are_not_preferred(loss, alpha):
+    p, y = drawn(2000, np.random.default_rng(1))
+    named = "small" if loss == "fnr" else "large"
+    test = LearnThenTest(GIVEN, loss=loss).fit(p, y)
+    assert test.predict_set(p, alpha).any(axis=1).mean() > 0.5
+    told = LearnThenTest(GIVEN, loss=loss, prefer=named).fit(p, y)
+    assert test.threshold(alpha) == told.threshold(alpha)
+
+
 def test_nothing_certified():
     test = LearnThenTest(GIVEN, loss="fnr").fit(*drawn(10, np.random.default_rng(0)))
     with pytest.raises(ValueError, match=r"no threshold is certified.*10 rows.*Pass more rows"):

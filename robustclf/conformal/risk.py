@@ -267,7 +267,7 @@ class LearnThenTest(_SetsByThreshold):
     r"""Sets whose expected loss is at most :math:`\alpha`, for any loss, with high probability.
 
     Each threshold is a hypothesis :math:`E[\ell(C_t(x), y)] > \alpha`, tested by the bound of
-    Hoeffding and Bentkus; of those rejected the one with the smallest sets is taken. With
+    Hoeffding and Bentkus; of those rejected one is taken, as ``prefer`` says. With
     probability :math:`1 - \delta` over the calibration rows all of them hold the risk.
 
     Parameters
@@ -279,8 +279,10 @@ class LearnThenTest(_SetsByThreshold):
         or ``loss(sets, target)`` of two masks ``(row, class)`` with values in [0, 1].
     delta : float, default=0.1
         Probability that the promise is broken.
-    prefer : {"small", "large"}, default="small"
-        Which of the thresholds that hold the risk is taken: the smallest sets or the largest.
+    prefer : {"auto", "small", "large"}, default="auto"
+        Which of the thresholds that hold the risk is taken: the smallest sets or the largest. With
+        "auto" the largest of a loss that an empty set has none of, such as "fdr" and "size", and
+        the smallest of any other.
     testing : {"fixed_sequence", "bonferroni"}, default="fixed_sequence"
         Test thresholds from either end until one is not rejected, at half of ``delta`` each, or
         each of them at its share of ``delta``, which finds thresholds that hold in the middle only.
@@ -307,7 +309,7 @@ class LearnThenTest(_SetsByThreshold):
     >>> from sklearn.naive_bayes import GaussianNB
     >>> from sklearn.model_selection import train_test_split
     >>> X, rest, y, true = train_test_split(*load_digits(return_X_y=True), random_state=0)
-    >>> test = LearnThenTest(GaussianNB(), prefer="large", random_state=0).fit(X, y)
+    >>> test = LearnThenTest(GaussianNB(), random_state=0).fit(X, y)
     >>> sets = test.predict_set(rest, alpha=0.2)
     >>> wrong = sets.sum(axis=1) - sets[np.arange(450), true]
     >>> print(f"{(wrong / np.maximum(sets.sum(axis=1), 1)).mean():.2f} of a set is wrong")
@@ -318,7 +320,7 @@ class LearnThenTest(_SetsByThreshold):
         "estimator": [HasMethods(["fit", "predict", "predict_proba"])],
         "loss": [StrOptions(set(SET_LOSSES.names())), SetLoss, callable],
         "delta": [Interval(Real, 0, 1, closed="neither")],
-        "prefer": [StrOptions({"small", "large"})],
+        "prefer": [StrOptions({"auto", "small", "large"})],
         "testing": [StrOptions({"fixed_sequence", "bonferroni"})],
         **CONSTRAINTS,
     }
@@ -329,7 +331,7 @@ class LearnThenTest(_SetsByThreshold):
         *,
         loss: Any = "fdr",
         delta: float = 0.1,
-        prefer: str = "small",
+        prefer: str = "auto",
         testing: str = "fixed_sequence",
         noise: Any = None,
         noise_convention: str = "rest",
@@ -419,8 +421,14 @@ class LearnThenTest(_SetsByThreshold):
                 f"{self.risk_.min():.3g}. Pass more rows, a larger alpha or a larger delta."
             )
         size = self._curve.size[certified]
-        best = size.argmin() if self.prefer == "small" else len(size) - 1 - size[::-1].argmax()
+        best = len(size) - 1 - size[::-1].argmax() if self._prefers_large() else size.argmin()
         return float(self.thresholds_[certified[best]])
+
+    def _prefers_large(self) -> bool:
+        if self.prefer != "auto":
+            return self.prefer == "large"
+        empty = np.zeros((1, len(self.classes_)), dtype=bool)
+        return not self.loss_.per_label(empty).any()
 
 
 def sets_of(proba: Floats, threshold: float) -> Mask:
