@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import softmax
@@ -293,6 +294,24 @@ def test_views_keep_types_and_touch_their_columns_only():
         assert view.loc[:, ~kept].nunique().eq(1).all()
     arrays = Views.draw(frame[["size", "n"]].to_numpy(), 6, 0.4, np.random.RandomState(0))
     assert len(arrays(frame[["size", "n"]].to_numpy())) == 7
+
+
+def test_views_of_polars_are_those_of_pandas():
+    table = {"size": [1.0, 2.0, 3.0], "kind": ["a", "b", "a"], "n": [1, 2, 3]}
+    frame = pl.DataFrame(table).with_columns(pl.col("kind").cast(pl.Categorical))
+    views = Views.draw(frame, 6, 0.4, np.random.RandomState(0))
+    expected = Views.draw(pd.DataFrame(table), 6, 0.4, np.random.RandomState(0))
+    for view, same in zip(views(frame), expected(pd.DataFrame(table)), strict=True):
+        assert view.schema == frame.schema
+        assert view.rows() == list(same.itertuples(index=False, name=None))
+
+
+def test_correctness_of_a_polars_frame(table):
+    X, y = table
+    clf = RobustCalibrator(GaussianNB(), method="correctness", random_state=0)
+    frame = pl.DataFrame(X, schema=[f"x{j}" for j in range(12)])
+    given = pickle.loads(pickle.dumps(clone(clf).fit(frame, y))).predict_proba(frame)
+    assert_allclose(given, clf.fit(X, y).predict_proba(X), atol=0.01)  # sums in another order
 
 
 # The estimator ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import narwhals as nw
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -31,17 +32,23 @@ class Views:
         """Draw reference rows, and a share of the columns for each (at least one, never all)."""
         if sparse.issparse(X) or (not hasattr(X, "iloc") and np.ndim(X) != 2):
             raise ValueError(
-                "method='correctness' swaps columns: X must be a 2-D array or a pandas data frame, "
+                "method='correctness' swaps columns: X must be a 2-D array or a data frame, "
                 f"not sparse, got {type(X).__name__}. Use method='temperature' or 'vector'."
             )
         n, width = X.shape if hasattr(X, "shape") else np.shape(X)
         rows = rng.randint(n, size=n_views)
         count = int(np.clip(round(share * width), 1, max(width - 1, 1)))
         swapped = rng.random((n_views, width)).argsort(axis=1) < count
-        return cls(X.iloc[rows] if hasattr(X, "iloc") else np.asarray(X)[rows], swapped)
+        if hasattr(X, "iloc"):
+            return cls(X.iloc[rows], swapped)
+        if nw.dependencies.is_into_dataframe(X):
+            return cls(nw.from_native(X)[rows.tolist()].to_native(), swapped)
+        return cls(np.asarray(X)[rows], swapped)
 
     def __call__(self, X: Any) -> list[Any]:
         """Return the rows as they are, and each view of them."""
+        if not hasattr(X, "iloc") and nw.dependencies.is_into_dataframe(X):
+            return self._of_frame(nw.from_native(X))
         if not hasattr(X, "iloc"):
             table = np.asarray(X)
             return [table] + [
@@ -55,6 +62,14 @@ class Views:
             for j in np.flatnonzero(mask):
                 view.isetitem(int(j), other.iloc[:, j].array)
             views.append(view)
+        return views
+
+    def _of_frame(self, X: nw.DataFrame[Any]) -> list[Any]:
+        """Return the views of a frame other than of pandas."""
+        views, names = [X.to_native()], np.array(X.columns)
+        for v, mask in enumerate(self.swapped):
+            other = nw.from_native(self.reference)[[v] * len(X)]
+            views.append(X.with_columns(*other[names[mask].tolist()].iter_columns()).to_native())
         return views
 
     def proba(self, fitted: Any, X: Any, classes: NDArray[Any]) -> Floats:
