@@ -607,6 +607,16 @@ def test_a_copy_goes_on_where_the_optimizer_stopped(alias, again):
     assert_close(w.data, v.data, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("alias", ["momo", "momo_adam"])
+def test_a_state_that_was_loaded_is_shared_by_no_other(alias):
+    w, v = nn.Parameter(START[None].clone()), nn.Parameter(START[None].clone())
+    first, second = get_optimizer(alias)([w]), get_optimizer(alias)([v])
+    first.step(quadratic(w, first, CURVATURE))
+    second.load_state_dict(first.state_dict())
+    second.step(quadratic(v, second, CURVATURE))
+    assert [o.state["members"]["step"] for o in (first, second)] == [1, 2]
+
+
 LR = {"momo": 1.0, "radam": 0.05, "sgd": 1.0}
 
 

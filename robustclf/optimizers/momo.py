@@ -131,6 +131,13 @@ class MoMo(Optimizer):
             p.sub_(direction * tau).div_(1 + group["lr"] * group["weight_decay"])
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where ``state_dict()`` was taken, which stays as it is."""
+        super().load_state_dict(state_dict)
+        members: dict[Any, Any] = self.state
+        if "members" in members:
+            members["members"] = dict(members["members"])
+
     def _values(self, loss: Any, products: Tensor) -> Tensor:
         n = len(products)
         values = products.new_zeros(0) if loss is None else torch.as_tensor(loss).detach()
