@@ -45,7 +45,8 @@ class RobustCalibrator(WrappedClassifier):
         Is cloned. One in :class:`~sklearn.frozen.FrozenEstimator` is taken as fitted, and all rows
         calibrate it.
     method : {"temperature", "vector", "correctness"}, default="temperature"
-        How logits are changed. "temperature" keeps all predictions, and so does "correctness".
+        How logits are changed. "temperature" and "correctness" keep the most probable class, which
+        is predicted; a classifier that predicts another, such as by a tuned threshold, differs.
     noise : float, array-like of shape (n_classes, n_classes), "estimate" or None, default=None
         How labels were made wrong: uniformly at a rate, by a transition matrix (rows are true
         classes), not at all (None), or as the calibration rows show, by
