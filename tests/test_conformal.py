@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from sklearn.base import clone, is_classifier
+from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 from sklearn.datasets import make_blobs, make_multilabel_classification
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
@@ -384,6 +384,20 @@ def test_bad_labels_and_groups(blobs):
 # Multi-label --------------------------------------------------------------------------------------
 
 
+class Tags(ClassifierMixin, BaseEstimator):
+    """Takes the columns of X for the probabilities of labels."""
+
+    def fit(self, X, Y):
+        self.classes_ = np.arange(Y.shape[1])
+        return self
+
+    def predict_proba(self, X):
+        return X
+
+    def predict(self, X):
+        return (X > 0.5).astype(int)
+
+
 @pytest.fixture(scope="module")
 def tags():
     """Rows with some of six labels, and a classifier for each label."""
@@ -411,6 +425,23 @@ def test_label_sets_are_those_of_a_full_list(tags, power, alpha):
             assert values[row, label, value] == (every[listed[row]][:, label] == value).any()
         few = clf.predict_label_sets(X[500 + row : 501 + row], alpha, max_sets=3)[0]
         assert_array_equal(few, sets[:3])
+
+
+def test_tied_label_sets_are_kept_alike(tags):
+    Y = tags[1]
+    proba = np.random.RandomState(0).choice([0.1, 0.2, 0.3, 0.7, 0.9], size=(1500, 6))
+    given = FrozenEstimator(Tags().fit(proba, Y))
+    clf = MultilabelConformalClassifier(given, power=1).fit(proba[:500], Y[:500])
+    rows, answers = proba[500:700], Y[500:700]
+    for alpha in (0.3, 0.6, 0.9):
+        kept = clf.contains(rows, answers, alpha)
+        sets = clf.predict_label_sets(rows, alpha)
+        assert kept.tolist() == [
+            y.tolist() in listed.tolist() for y, listed in zip(answers, sets, strict=True)
+        ]
+        for values, listed in zip(clf.predict_set(rows, alpha), sets, strict=True):
+            assert_array_equal(values[:, 1], listed.any(axis=0))
+            assert_array_equal(values[:, 0], (1 - listed).any(axis=0))
 
 
 def test_label_sets_cover(tags):
@@ -462,6 +493,9 @@ def test_bad_label_sets(tags):
     clf.fit(X, Y)
     with pytest.raises(ValueError, match="5 labels, expected the 6"):
         clf.contains(X, Y[:, :5])
+    for method in (clf.contains, clf.calibrate):
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            method(X, Y[:1])
     with pytest.raises(ValueError, match="alpha must be one number"):
         clf.predict_set(X, [0.1, 0.2])
     with pytest.warns(UserWarning, match="375 calibration rows are too few.*needs 999"):

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_array, indexable
+from sklearn.utils import check_array, check_consistent_length, indexable
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
@@ -20,6 +20,8 @@ from robustclf._wrapped import CALIBRATION_CONSTRAINTS, WrappedClassifier
 from robustclf.conformal._levels import Levels, check_one_alpha
 
 Floats = NDArray[np.float64]
+
+SLACK = 1e-9  # of the score for each label: sums in another order differ by rounding
 
 
 class MultilabelConformalClassifier(WrappedClassifier):
@@ -152,9 +154,15 @@ class MultilabelConformalClassifier(WrappedClassifier):
         Returns
         -------
         self : MultilabelConformalClassifier
+
+        Raises
+        ------
+        ValueError
+            If Y is no indicator matrix of the labels of the fit, or of another number of rows.
         """
         check_is_fitted(self)
         labels = check_indicators(Y, self.n_labels_)
+        check_consistent_length(X, labels)
         return self._calibrate(self.predict_proba(X), labels)
 
     def _calibrate(self, proba: Floats, labels: NDArray[np.int64]) -> Self:
@@ -230,16 +238,22 @@ class MultilabelConformalClassifier(WrappedClassifier):
         Returns
         -------
         kept : ndarray of bool of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If Y is no indicator matrix of the labels of the fit, or of another number of rows.
         """
         threshold = self._threshold(alpha)
         labels = check_indicators(Y, self.n_labels_)
+        check_consistent_length(X, labels)
         kept: NDArray[np.bool_] = self._scores(self.predict_proba(X), labels) <= threshold
         return kept
 
     def _threshold(self, alpha: ArrayLike) -> float:
         check_is_fitted(self)
         level = check_one_alpha(alpha)
-        threshold = float(self.levels_.threshold(level))
+        threshold = float(self.levels_.threshold(level) + SLACK * self.n_labels_)
         if np.isinf(threshold):
             warnings.warn(
                 f"{len(self.levels_.scores)} calibration rows are too few for alpha={level:g}, "
