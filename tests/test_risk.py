@@ -332,6 +332,17 @@ def test_parameters_out_of_range(params, error):
         RiskController(GIVEN, **params).fit(p, y)
 
 
+def test_a_loss_that_is_known_not_to_fall_is_refused_before_the_fit():
+    class Fails(Given):
+        def fit(self, X, y):
+            raise AssertionError
+
+    p, y = drawn(60, np.random.default_rng(0))
+    for loss in ("fdr", FalseDiscoveryRate()):
+        with pytest.raises(ValueError, match="neither falls nor grows"):
+            RiskController(Fails(), loss=loss).fit(p, y)
+
+
 def test_a_matrix_that_cannot_be_undone():
     p, y = drawn(60, np.random.default_rng(0))
     with warnings.catch_warnings():

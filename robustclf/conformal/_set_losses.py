@@ -24,6 +24,8 @@ class SetLoss(BaseEstimator):
     ----------
     of_labels : bool
         Whether it depends on what is true at all.
+    monotone : bool
+        Whether it may fall with all sets as they grow, or grow with them; the rows tell.
 
     Examples
     --------
@@ -36,6 +38,7 @@ class SetLoss(BaseEstimator):
     """
 
     of_labels: ClassVar[bool] = True
+    monotone: ClassVar[bool] = True
 
     def __call__(self, sets: Mask, target: Mask) -> Floats:
         """Return the loss of each row."""
@@ -92,6 +95,8 @@ class FalseDiscoveryRate(SetLoss):
     >>> FalseDiscoveryRate()(np.array([[True, True]]), np.array([[True, False]]))
     array([0.5])
     """
+
+    monotone = False
 
     def __call__(self, sets: Mask, target: Mask) -> Floats:
         """Return the loss of each row."""

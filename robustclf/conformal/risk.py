@@ -187,6 +187,16 @@ class RiskController(_SetsByThreshold):
         self.calibration_size = calibration_size
         self.random_state = random_state
 
+    def _validate_params(self) -> None:
+        super()._validate_params()
+        self._check_monotone(make_set_loss(self.loss).monotone)
+
+    def _check_monotone(self, monotone: bool) -> None:
+        if not monotone:
+            raise ValueError(
+                f"the loss {self.loss!r} neither falls nor grows with all sets: use LearnThenTest."
+            )
+
     def fit(self, X: Any, y: Any) -> Self:
         """Fit the classifier, and estimate the risk on rows that it did not see.
 
@@ -207,10 +217,7 @@ class RiskController(_SetsByThreshold):
         """
         curve, rows = self._fit_curve(X, y)
         self.thresholds_, self.risk_, self._curve = THRESHOLDS, curve.risk, curve
-        if not (curve.falls or curve.grows):
-            raise ValueError(
-                f"the loss {self.loss!r} neither falls nor grows with all sets: use LearnThenTest."
-            )
+        self._check_monotone(curve.falls or curve.grows)
         self.correction_ = 0.0
         if rows is not None and self.loss_.of_labels and not rows.noise.clean:
             self.correction_ = curve.largest * _deviation(rows)
