@@ -314,7 +314,12 @@ def encoded_chunks(encoder: Any, X: Any) -> Iterator[Any]:
     if isinstance(source, ParquetSource) and hasattr(encoder, "feature_names_in_"):
         source = source.select(list(encoder.feature_names_in_))
     if source is not None:
-        yield from (encode(encoder, chunk) for chunk in source.read())
+        empty = True
+        for chunk in source.read():
+            empty = False
+            yield encode(encoder, chunk)
+        if empty:
+            raise ValueError(f"Found 0 rows in this {type(source).__name__}: 1 is the least.")
     elif isinstance(encoder, TabularEncoder) and type(X) is np.ndarray and X.ndim == 2:
         for start in range(0, max(len(X), 1), CHUNK):
             yield encoder.transform(X[start : start + CHUNK])

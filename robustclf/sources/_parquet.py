@@ -83,7 +83,7 @@ class ParquetSource(Source):
         self.label = label
         files = {file: _metadata(file) for file in _files(path)}
         if not files:
-            raise ValueError(f"path must be a file, a folder or a list of at least one, got {path}.")
+            raise ValueError(f"path must be a file, a folder or a list of some, got {path}.")
         schemas = {file: metadata.schema.to_arrow_schema() for file, metadata in files.items()}
         names = next(iter(schemas.values())).names
         self.columns = [name for name in names if name != label]
