@@ -166,7 +166,8 @@ def test_smooth_error_says_what_to_install(monkeypatch):
     ("params", "error"),
     [
         ({"strategy": "quantiles"}, "unknown strategy 'quantiles'.*did you mean 'quantile'"),
-        ({"n_bins": 0}, "n_bins must be at least 1, got 0"),
+        ({"n_bins": 0}, "n_bins must be an integer >= 1, got 0"),
+        ({"n_bins": 2.5}, "n_bins must be an integer >= 1, got 2.5"),
         ({"noise": "estimated"}, "unknown noise 'estimated'.*did you mean 'estimate'"),
         ({"noise": 1.0}, r"rate must be in \[0, 1\), got 1.0"),
         ({"noise": True}, "noise must be a rate, a transition matrix.*got True"),

@@ -333,6 +333,12 @@ def test_quality_refuses(display, message):
         display.plot()
 
 
+@pytest.mark.parametrize("bins", [0, 2.5])
+def test_quality_has_a_number_of_bars(bins):
+    with pytest.raises(ValueError, match=f"bins must be an integer >= 1, got {bins}"):
+        LabelQualityDisplay([0.1, 0.2]).plot(bins=bins)
+
+
 # Training dynamics --------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from robustclf._registry import check_known
 from robustclf.noise._given import given_transition
-from robustclf.noise._inputs import check_proba
+from robustclf.noise._inputs import check_count, check_proba
 from robustclf.noise.scoring import inverted
 
 Floats = NDArray[np.float64]
@@ -77,7 +77,8 @@ def reliability_curve(
     Raises
     ------
     ValueError
-        If labels and probabilities do not fit together, or the matrix has no inverse.
+        If labels and probabilities do not fit together, the matrix has no inverse, or n_bins is no
+        integer of at least 1.
 
     References
     ----------
@@ -92,8 +93,7 @@ def reliability_curve(
     array([0.875])
     """
     check_known("strategy", [strategy], BINNINGS)
-    if n_bins < 1:
-        raise ValueError(f"n_bins must be at least 1, got {n_bins}.")
+    check_count("n_bins", n_bins)
     confidence, right = confidence_and_right(y, proba, noise, noise_convention, classes)
     bins = Bins.of(confidence, np.ones(len(right)), n_bins, strategy)
     return ReliabilityCurve(bins.mean(confidence), bins.mean(right).clip(0, 1), bins.share)

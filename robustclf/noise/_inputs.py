@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,6 +75,19 @@ def check_proba(y: ArrayLike, proba: ArrayLike, classes: ArrayLike | None = None
     p = check_class_proba(proba, known)
     check_consistent_length(codes, p)
     return LabelledProba(codes, p, known)
+
+
+def check_count(name: str, count: Any) -> None:
+    """Raise a ValueError unless there are as many as a number from 1 on.
+
+    Examples
+    --------
+    >>> check_count("n_bins", 2.5)
+    Traceback (most recent call last):
+    ValueError: n_bins must be an integer >= 1, got 2.5.
+    """
+    if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {count!r}.")
 
 
 def check_class_proba(proba: ArrayLike, classes: NDArray[Any]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array
 
 from robustclf._rows import row_mask
-from robustclf.noise._inputs import SUM_TOLERANCE, check_proba
+from robustclf.noise._inputs import SUM_TOLERANCE, check_count, check_proba
 from robustclf.noise.issues import find_label_issues
 from robustclf.plotting._base import (
     COLORS,
@@ -77,8 +77,9 @@ class LabelQualityDisplay(CrossFitted):
         Raises
         ------
         ValueError
-            For a quality outside [0, 1], or suspicious rows that are none of these.
+            For a quality outside [0, 1], suspicious rows that are none of these, or no bars.
         """
+        check_count("bins", bins)
         quality = _check_quality(self.quality)
         mask = row_mask(self.suspicious, len(quality), "suspicious")
         groups = {"all": quality}
