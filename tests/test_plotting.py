@@ -472,6 +472,8 @@ def test_robustness_refuses():
     for none in ({}, FromFirstColumn()):
         with pytest.raises(ValueError, match="estimators must be a dict of names"):
             make(none, X, y)
+    with pytest.raises(ValueError, match="acuracy"):  # before X is looked at, and any fit
+        make(models, None, None, scoring="acuracy")
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         make(models, X, y[:-1])
     with pytest.raises(ValueError, match=r"scores of 'a' .* each of 2 rates.* got shape \(1, 2\)"):

@@ -183,12 +183,15 @@ class NoiseRobustnessDisplay(Display):
         Raises
         ------
         ValueError
-            For an unknown kind or one that has no rate, and rates outside [0, 1).
+            For an unknown kind or one that has no rate, an unknown scoring, and rates outside
+            [0, 1).
         """
         check_matplotlib(f"{cls.__name__}.from_estimators")
         check_known("kind of noise with a rate", [kind], KINDS)
         if not isinstance(estimators, Mapping) or not estimators:
             raise ValueError(f"estimators must be a dict of names, got {estimators!r}.")
+        for estimator in estimators.values():
+            check_scoring(estimator, scoring)
         labels = as_labels(y)
         X, labels = indexable(X, labels)
         splits = list(check_cv(cv, labels, classifier=True).split(X, labels))
