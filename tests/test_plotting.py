@@ -264,6 +264,16 @@ def test_from_estimator_reads_out_of_fold_probabilities_of_these_rows(cls):
         assert_allclose(getattr(other, attribute), expected[attribute])
 
 
+def test_from_estimator_fits_anew_to_as_many_other_rows():
+    X, y = numbered(40, 2)
+    model = FromFirstColumn().fit(X, y)
+    model.oof_proba_, model.label_quality_ = model.predict_proba(X) / 2 + 0.25, np.full(40, 0.675)
+    model.label_quality_[0] = np.nan
+    assert_allclose(LabelQualityDisplay.from_estimator(model, X, y).quality, 0.675)
+    other = LabelQualityDisplay.from_estimator(model, X[::-1], y[::-1])
+    assert_allclose(other.quality, 0.85)
+
+
 @pytest.mark.parametrize("cls", [TransitionDisplay, LabelQualityDisplay])
 def test_from_estimator_refuses_regressors(cls):
     with pytest.raises(ValueError, match="must be a classifier, got LinearRegression"):

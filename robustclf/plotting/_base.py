@@ -50,8 +50,9 @@ class CrossFitted(Display):
         Parameters
         ----------
         estimator : classifier with ``predict_proba``
-            If it has ``oof_proba_``, of these rows, it is read (``RobustClassifier(cross_fit=5)``);
-            else copies are fitted.
+            If it has ``oof_proba_`` of these rows, it is read (``RobustClassifier(cross_fit=5)``);
+            else copies are fitted. They are taken for those of other rows where they do not give
+            its ``label_quality_`` with these labels.
         X : array-like of shape (n_samples, n_features)
             Rows.
         y : array-like of shape (n_samples,)
@@ -112,7 +113,17 @@ def out_of_fold(
         raise ValueError(f"estimator must be a classifier, got {estimator!r}.")
     labels = as_labels(y)
     proba = getattr(estimator, "oof_proba_", None)
-    if proba is not None and len(proba) == len(labels):
+    if proba is not None and len(proba) == len(labels) and _gave_quality(estimator, labels):
         return proba, estimator.classes_
     proba = cross_val_predict(clone(estimator), X, labels, cv=cv, method="predict_proba")
     return proba, np.unique(labels)
+
+
+def _gave_quality(estimator: Any, labels: NDArray[Any]) -> bool:
+    """Whether ``oof_proba_`` of these labels is ``label_quality_``, if there is any."""
+    quality = getattr(estimator, "label_quality_", None)
+    if quality is None:
+        return True
+    given = labels[:, None] == estimator.classes_
+    of_given = np.where(given, estimator.oof_proba_, 0.0).sum(axis=1)
+    return bool((np.isclose(of_given, quality) | np.isnan(quality)).all())
