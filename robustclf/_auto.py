@@ -81,6 +81,7 @@ FOLDS = 5
 ROUNDS = 2  # of estimating T and undoing it
 NEGLIGIBLE = 0.01  # weight of a model that is not kept
 LEAST = 20  # epochs; of a network trained through T up to twice as many
+MOST_NUMBERS = 6_500_000  # that it sees for that: longer trainings of large tables are too dear
 MOST_COLUMNS = 100  # beyond which an embedding of each is too dear
 LARGE = 1_000_000  # numbers, from which on so many columns are worth wider networks
 ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "lr": 0.005}
@@ -175,6 +176,7 @@ class Auto:
         tried += corrected
         transition = labels.transition(tried)
         longer = round(LEAST * (2 - labels.rate(labels.mixed(tried)).rate))
+        longer = min(longer, MOST_NUMBERS // max(self._size(), 1))
         ranked = sorted((t for t in tried if t.learned), key=lambda t: -labels.accuracy(t.oof))
         for best in ranked[: FORWARD[self.clf.budget]]:
             params = best.params | {"loss": ForwardCorrected("ce", transition=transition)}

@@ -163,10 +163,10 @@ def row_mask(rows: ArrayLike | None, n: int, name: str) -> NDArray[np.bool_] | N
         )
     mask = np.zeros(n, dtype=bool)
     mask[given.astype(np.int64)] = True
-    if mask.sum() < len(given):
+    if repeated := len(given) - mask.sum():
         raise ValueError(
-            f"{name} names rows more than once. Row numbers are given once each, and a mask of "
-            "zeros and ones as booleans."
+            f"{name} names {repeated} of {len(given)} rows twice: give a number once each, and a "
+            "mask of zeros and ones as booleans."
         )
     return mask
 

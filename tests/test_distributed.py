@@ -66,10 +66,11 @@ class Copying(Callback):
 
 
 class Drawing(nn.Linear):
-    """A module that draws random numbers in each pass."""
+    """A module that draws random numbers in each pass of the training."""
 
     def forward(self, x):
-        DRAWS.append(float(torch.rand(())))
+        if self.training:
+            DRAWS.append(float(torch.rand(())))
         return super().forward(x)
 
 
@@ -184,7 +185,7 @@ def of_processes_only(rank):
         "nested": learned(fit(settings(module="nested_mlp"))),
         "own module": learned(fit(settings(module=nn.Linear(4, 3)))),
         "norms": learned(fit(settings(module=Normalised))),
-        "drawing": learned(fit(settings(module=Drawing, max_epochs=2))),
+        "drawing": learned(fit(settings(module=Drawing, max_epochs=3))),
         "copying": learned(fit(settings(callbacks=[Copying()]))),
         "diverged": refusal(DivergenceError, settings(optimizer="sgd", lr=1e200, loss="ce")),
         "other rows": refusal(ValueError, settings(), X[: 50 + rank], y[: 50 + rank]),

@@ -271,7 +271,7 @@ def test_transition_without_folds_and_with_everything_trusted(iris):
         everything.fit(*iris)
     with pytest.raises(ValueError, match="needs trusted rows: none is trained on"):
         everything.fit(*iris, trusted=np.zeros(150, dtype=bool))
-    with pytest.raises(ValueError, match=r"trusted names rows more than once. .* as booleans"):
+    with pytest.raises(ValueError, match=r"trusted names 149 of 150 rows twice: .* as booleans"):
         everything.fit(*iris, trusted=np.ones(150, dtype=int))
 
 

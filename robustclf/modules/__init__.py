@@ -168,7 +168,8 @@ def _check_outputs(module: nn.Module, in_features: int, n_classes: int) -> None:
     try:
         like = next(module.parameters(), torch.empty(0))
         rows = torch.zeros(2, in_features, dtype=like.dtype, device=like.device)
-        shape = tuple(module.eval()(rows).shape)
+        with torch.random.fork_rng([]):
+            shape = tuple(module.eval()(rows).shape)
     except RuntimeError as error:
         raise ValueError(
             f"module cannot take rows of {in_features} encoded columns: {error}"

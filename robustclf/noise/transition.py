@@ -411,8 +411,6 @@ def _trusted_rows(
             f"and {np.size(y_trusted)} labels."
         )
     labels = as_labels(y_trusted, classes, name="y_trusted")
-    if len(rows) != mask.sum():
-        raise ValueError(f"trusted names {len(rows) - mask.sum()} of {len(rows)} rows twice.")
     unknown = np.setdiff1d(labels, classes)
     if len(unknown):
         raise ValueError(
