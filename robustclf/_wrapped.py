@@ -96,3 +96,26 @@ class WrappedClassifier(ClassifierMixin, Wrapper):
         """
         check_is_fitted(self)
         return label_proba(self.estimator_, X)
+
+
+class MostProbable:
+    """Mixin of what predicts by its probabilities, which are what it calibrates or certifies."""
+
+    classes_: NDArray[Any]
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable class.
+
+        A classifier that itself predicts another, such as by a tuned threshold, differs.
+
+        Parameters
+        ----------
+        X : array-like or whatever the classifier takes, of n_samples rows
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+        """
+        proba = self.predict_proba(X)  # type: ignore[attr-defined]
+        labels: NDArray[Any] = self.classes_[proba.argmax(axis=1)]
+        return labels

@@ -471,11 +471,13 @@ def test_base_classes_leave_the_formula_to_subclasses(base):
         base().per_label(LOGITS)
 
 
-@pytest.mark.parametrize("inner", ["squentropy", "evidential", "gjs"])
-def test_normalized_negative_is_one_where_all_labels_are_beyond_the_bound(inner):
-    logits = 40 * LOGITS.detach()
-    values = NormalizedNegative(inner).per_label(logits)
-    assert torch.isfinite(values).all()
+@pytest.mark.parametrize(
+    ("inner", "logits"), [("squentropy", [30.0, -30.0, 0.0]), ("evidential", [5.0, 5.0, 5.0])]
+)
+def test_normalized_negative_is_one_where_all_labels_are_beyond_the_bound(inner, logits):
+    loss, x = NormalizedNegative(inner), torch.tensor([logits])
+    assert loss.per_label(x).tolist() == [[1.0, 1.0, 1.0]]
+    assert loss(x, torch.tensor([1])).tolist() == [1.0]
 
 
 def test_normalized_negative_of_a_loss_with_learned_links():

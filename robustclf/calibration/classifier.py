@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, has_fit_parameter
 
 from robustclf._held_out import class_proba, generator, hold_out
-from robustclf._wrapped import CALIBRATION_CONSTRAINTS, WrappedClassifier
+from robustclf._wrapped import CALIBRATION_CONSTRAINTS, MostProbable, WrappedClassifier
 from robustclf.calibration._maps import Calibrating, RowTemperature, Temperature, Vector
 from robustclf.calibration._views import Views, view_features
 from robustclf.noise._given import NOISE_CONSTRAINTS, check_noise, given_transition
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 TINY = 1e-12  # a probability that is as good as none
 
 
-class RobustCalibrator(WrappedClassifier):
+class RobustCalibrator(MostProbable, WrappedClassifier):
     r"""Calibrate a classifier for the true labels, with labels of which some are wrong.
 
     Calibration to noisy labels learns the noise too: it makes a classifier that is rightly sure
@@ -237,21 +237,6 @@ class RobustCalibrator(WrappedClassifier):
             logits = self._map(_logits(own), view_features(np.stack(seen, axis=1)))
         proba: Floats = softmax(logits, axis=1)
         return proba
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the class of the largest calibrated probability.
-
-        Parameters
-        ----------
-        X : array-like or whatever the classifier takes, of n_samples rows
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,)
-        """
-        proba = self.predict_proba(X)
-        labels: NDArray[Any] = self.classes_[proba.argmax(axis=1)]
-        return labels
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

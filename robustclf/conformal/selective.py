@@ -12,6 +12,7 @@ from scipy.stats import binom
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from robustclf._held_out import generator
+from robustclf._wrapped import MostProbable
 from robustclf.conformal._calibration import Calibration
 from robustclf.conformal._evidence import Floats
 from robustclf.conformal._noise_aware import (
@@ -28,7 +29,7 @@ Mask = NDArray[np.bool_]
 SHARES = np.arange(1, 21) / 20  # of the rows, the most confident ones, that are tested
 
 
-class SelectiveClassifier(NoiseAwareClassifier):
+class SelectiveClassifier(MostProbable, NoiseAwareClassifier):
     r"""Predict where the classifier can be relied on, and defer the other rows.
 
     Parameters
@@ -264,23 +265,6 @@ class SelectiveClassifier(NoiseAwareClassifier):
         accepted : ndarray of bool of shape (n_samples,)
         """
         return self._accepted(self.predict_proba(X))
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable class, which is what is certified.
-
-        A classifier that itself predicts another, such as by a tuned threshold, differs.
-
-        Parameters
-        ----------
-        X : array-like or whatever the classifier takes, of n_samples rows
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,)
-        """
-        proba = self.predict_proba(X)
-        labels: NDArray[Any] = self.classes_[proba.argmax(axis=1)]
-        return labels
 
     def predict_or_defer(self, X: Any, deferred: Any = None) -> NDArray[Any]:
         """Return the predictions, the most probable classes, of the rows that are accepted.
