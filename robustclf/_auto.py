@@ -177,7 +177,10 @@ class Auto:
         transition = labels.transition(tried)
         longer = round(LEAST * (2 - labels.rate(labels.mixed(tried)).rate))
         longer = min(longer, MOST_NUMBERS // max(self._size(), 1))
-        ranked = sorted((t for t in tried if t.learned), key=lambda t: -labels.accuracy(t.oof))
+        networks = [t for t in tried if t.learned]
+        if longer < LEAST:
+            networks = [t for t in networks if "numeric_embedding" not in t.params] or networks
+        ranked = sorted(networks, key=lambda t: -labels.accuracy(t.oof))
         for best in ranked[: FORWARD[self.clf.budget]]:
             params = best.params | {"loss": ForwardCorrected("ce", transition=transition)}
             if "max_epochs" in params:

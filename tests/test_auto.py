@@ -315,6 +315,24 @@ def test_a_network_through_the_matrix_learns_longer_the_fewer_labels_are_wrong(i
     assert not any("max_epochs" in c.params for c in report.candidates)
 
 
+def test_the_embedding_of_many_numbers_is_trained_once(iris, monkeypatch):
+    X, y = iris
+    monkeypatch.setattr(_auto, "LEAST", 3)
+    for name, lr in (("periodic", 0.01), ("resnet", 1e-6)):  # so that the embedding is the best
+        monkeypatch.setitem(_auto.NETWORKS[name], "samples", 600)
+        monkeypatch.setitem(_auto.NETWORKS[name], "lr", lr)
+
+    def through_the_matrix():
+        report = RobustClassifier(random_state=0).fit(X, y).auto_report_
+        names = {c.name for c in report.candidates if "loss" in c.params}
+        return names - set(_auto.NETWORKS)
+
+    monkeypatch.setattr(_auto, "MOST_NUMBERS", 3 * X.size)
+    assert through_the_matrix() == {"periodic corrected"}
+    monkeypatch.setattr(_auto, "MOST_NUMBERS", 3 * X.size - 1)
+    assert through_the_matrix() == {"resnet corrected"}
+
+
 def first_layers(clf):
     """Return name and width of each network."""
     bodies = [m.net.module_.body for m in clf.mixture_.models if isinstance(m, Network)]
