@@ -16,8 +16,9 @@
    would turn labels round are moved towards the identity.
 5. Forests and kernels enter once more with T undone, :func:`robustclf.noise.clean_proba`, and
    steps 3 and 4 repeat with the better predictions.
-6. The best network is trained once more through T (forward correction), of many rows longer: T
-   explains what it would memorise. The more labels are wrong, the less it does. Step 3 is final.
+6. The best network is trained once more through T (forward correction), of many rows longer, and
+   with one more layer after an embedding: T explains what it would memorise. The more labels are
+   wrong, the less it does, and the shorter the training. Step 3 is final.
    Forests and kernels fitted to the labels as they are say how probable a *given* label is: for
    one scale with the others, uniform noise of the estimated rate is undone in them, which changes
    how sure they are, not what they predict.
@@ -82,6 +83,7 @@ ROUNDS = 2  # of estimating T and undoing it
 NEGLIGIBLE = 0.01  # weight of a model that is not kept
 LEAST = 20  # epochs; of a network trained through T up to twice as many
 MOST_NUMBERS = 6_500_000  # that it sees for that: longer trainings of large tables are too dear
+DEEPER = (128, 128, 128)  # layers of the one with an embedding, then
 MOST_COLUMNS = 100  # beyond which an embedding of each is too dear
 LARGE = 1_000_000  # numbers, from which on so many columns are worth wider networks
 ALIKE: dict[str, Any] = {"hidden": (128, 128), "warm_up": 0.0, "dropout": 0.1, "lr": 0.005}
@@ -185,6 +187,8 @@ class Auto:
             params = best.params | {"loss": ForwardCorrected("ce", transition=transition)}
             if "max_epochs" in params:
                 params["max_epochs"] = max(params["max_epochs"], longer)
+            if {"hidden", "numeric_embedding"} <= params.keys():
+                params["hidden"] = DEEPER
             tried += self._network(f"{best.name}{CORRECTED}", params)
         if self.interrupted:
             warnings.warn(

@@ -315,22 +315,25 @@ def test_a_network_through_the_matrix_learns_longer_the_fewer_labels_are_wrong(i
     assert not any("max_epochs" in c.params for c in report.candidates)
 
 
-def test_the_embedding_of_many_numbers_is_trained_once(iris, monkeypatch):
+def test_an_embedding_goes_through_the_matrix_deeper_unless_there_are_many_numbers(
+    iris, monkeypatch
+):
     X, y = iris
     monkeypatch.setattr(_auto, "LEAST", 3)
     for name, lr in (("periodic", 0.01), ("resnet", 1e-6)):  # so that the embedding is the best
         monkeypatch.setitem(_auto.NETWORKS[name], "samples", 600)
         monkeypatch.setitem(_auto.NETWORKS[name], "lr", lr)
 
-    def through_the_matrix():
-        report = RobustClassifier(random_state=0).fit(X, y).auto_report_
-        names = {c.name for c in report.candidates if "loss" in c.params}
-        return names - set(_auto.NETWORKS)
+    def widths_through_the_matrix(**chosen):
+        report = RobustClassifier(random_state=0, **chosen).fit(X, y).auto_report_
+        learned = {c.name: c.params.get("hidden") for c in report.candidates if "loss" in c.params}
+        return {name: learned[name] for name in learned.keys() - _auto.NETWORKS.keys()}
 
     monkeypatch.setattr(_auto, "MOST_NUMBERS", 3 * X.size)
-    assert through_the_matrix() == {"periodic corrected"}
+    assert widths_through_the_matrix() == {"periodic corrected": (128, 128, 128)}
+    assert widths_through_the_matrix(hidden=(16,)) == {"periodic corrected": None}
     monkeypatch.setattr(_auto, "MOST_NUMBERS", 3 * X.size - 1)
-    assert through_the_matrix() == {"resnet corrected"}
+    assert widths_through_the_matrix() == {"resnet corrected": (96,)}
 
 
 def first_layers(clf):
