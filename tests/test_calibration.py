@@ -399,6 +399,17 @@ def test_parameters_out_of_range(table, params, error):
         RobustCalibrator(GaussianNB(), **params).fit(X, y)
 
 
+@pytest.mark.parametrize("method", ["temperature", "correctness"])
+def test_noise_that_cannot_be_undone_is_refused_before_the_fit(table, method, monkeypatch):
+    def fit(*_, **__):
+        raise AssertionError
+
+    X, y = table
+    monkeypatch.setattr(GaussianNB, "fit", fit)
+    with pytest.raises(ValueError, match="transition is singular"):
+        RobustCalibrator(GaussianNB(), method=method, noise=2 / 3).fit(X, y)
+
+
 def test_labels_that_cannot_work(table):
     X, y = table
     with pytest.raises(ValueError, match="y is None"):

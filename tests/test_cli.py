@@ -14,9 +14,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from sklearn.dummy import DummyClassifier
 
 from robustclf.__main__ import main
 from robustclf.cli import audit, tables
+from robustclf.cli.features import Features
+from robustclf.cli.model import TableModel, write_predictions
 from robustclf.cli.summary import one_in, percent, shown
 
 FAST = ["--quiet", "--device", "cpu", "--max-epochs"]
@@ -341,6 +344,25 @@ def test_fit_and_predict(folder, capsys, noisy, monkeypatch):
     assert "r.csv" not in names(folder)
 
 
+def test_an_id_that_is_a_feature_keeps_its_spelling(tmp_path):
+    (tmp_path / "t.csv").write_text("a,id\n1,0010\n2,0020\n3,\n")
+    table = tables.open_table(tmp_path / "t.csv")
+    X = pd.DataFrame({"a": [1.0, 2, 3], "id": [10.0, 20, 0]})
+    seen = []
+
+    class Seeing(DummyClassifier):
+        def predict_proba(self, X):
+            seen.append(X)
+            return super().predict_proba(X)
+
+    clf = Seeing().fit(X, ["no", "yes", "yes"])
+    model = TableModel(clf, Features({"a": "number", "id": "number"}), "y", "")
+    write_predictions(model, table, tmp_path / "p.csv", "id")
+    lines = (tmp_path / "p.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["id", "0010", "0020", ""]
+    np.testing.assert_array_equal(seen[0]["id"], [10, 20, np.nan])
+
+
 @pytest.mark.parametrize(
     "argv",
     [
@@ -368,6 +390,9 @@ def test_bad_input(folder, capsys):
     assert error.startswith("robustclf: error: ")
     (folder / "small.csv").write_text("a,y\n" + "1,0\n2,1\n" * 5)
     assert "10 rows with a label" in run(capsys, "audit", "small.csv", "--label", "y", code=1).err
+    (folder / "small.csv").write_text("a,y\n" + "1,0\n2,1\n3,\n" * 9)
+    argv = ["fit", "small.csv", "--label", "y", "--model", "m", *FAST, 1]
+    assert "18 rows with a label" in run(capsys, *argv, code=1).err
     (folder / "bare.csv").write_text("a,y\n" + "1,0\n1,1\n" * 50)
     assert "same in all rows" in run(capsys, "audit", "bare.csv", "--label", "y", code=1).err
     error = run(capsys, "fit", "t.csv", "--label", "y", "--model", "m", "--device", "gpu", code=1)

@@ -72,10 +72,11 @@ def test_a_header_may_come_after_empty_cells(tmp_path, blank):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
 def test_encodings(tmp_path, encoding):
     path = write(tmp_path, "größe,y\n" + "1,ä\n2,ö\n" * 5, encoding=encoding)
-    table = open_table(path, "utf-8" if encoding == "utf-8-sig" else encoding)
-    found = survey(table, "y")
-    assert found.classes.tolist() == ["ä", "ö"]
-    assert list(found.features.kinds) == ["größe"]
+    name = "utf-8" if encoding == "utf-8-sig" else encoding
+    for spelled in (name, name.replace("-", "_"), name.replace("-", "")):
+        found = survey(open_table(path, spelled), "y")
+        assert found.classes.tolist() == ["ä", "ö"]
+        assert list(found.features.kinds) == ["größe"]
 
 
 def test_compressed(tmp_path, frame):
@@ -140,6 +141,18 @@ def test_a_cell_that_is_no_number_is_missing(tmp_path):
     assert found.features.kinds == {"a": "number", "z": "text"}
     assert any("'broken'" in note for note in found.notes)
     assert any("1 infinite" in note for note in found.notes)
+    X = found.features.read(found.table, np.arange(33))
+    assert X["a"].isna().tolist() == [False] * 30 + [True] * 3
+
+
+@pytest.mark.parametrize("n_rows", [3, 33])
+def test_a_truth_value_is_no_number_whatever_is_beside_it(tmp_path, monkeypatch, n_rows):
+    monkeypatch.setattr(tables, "chunk_rows", lambda n: n_rows)
+    numbers = "".join(f"{i},{i % 2}\n" for i in range(30))
+    path = write(tmp_path, f"a,y\n{numbers}True,1\nFalse,0\nTrue,1\n")
+    found = survey(open_table(path), "y")
+    assert found.features.kinds == {"a": "number"}
+    assert any("'True'" in note for note in found.notes)
     X = found.features.read(found.table, np.arange(33))
     assert X["a"].isna().tolist() == [False] * 30 + [True] * 3
 
@@ -210,6 +223,19 @@ def test_parquet_types(tmp_path):
     assert X["price"].tolist() == list(range(n))
 
 
+def test_truth_values_are_one_category_in_both_formats(tmp_path):
+    frame = pd.DataFrame({"flag": [True, False, None] * 8, "a": range(24), "y": list("uv") * 12})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.astype({"flag": "boolean"}).to_parquet(tmp_path / "t.parquet")
+    read = []
+    for name in ("t.csv", "t.parquet"):
+        found = survey(open_table(tmp_path / name), "y")
+        assert found.features.kinds == {"flag": "text", "a": "number"}
+        read.append(found.features.read(found.table, np.arange(24))["flag"])
+    assert read[0].cat.categories.tolist() == read[1].cat.categories.tolist() == ["False", "True"]
+    assert (read[0].cat.codes == read[1].cat.codes).all()
+
+
 def test_sample_keeps_every_class(tmp_path):
     labels = ["common"] * 500 + ["rare"] * 3 + ["scarce"] * 8 + [""] * 5
     path = write(tmp_path, "a,y\n" + "".join(f"{i * 7 % 13},{y}\n" for i, y in enumerate(labels)))
@@ -225,6 +251,9 @@ def test_sample_keeps_every_class(tmp_path):
     np.testing.assert_array_equal(found.sample(1000, seed=0), np.arange(511))
     with pytest.raises(InputError, match="at least 13"):
         found.sample(12, seed=0)
+    assert found.unlabelled(5, seed=0).tolist() == list(range(511, 516))
+    drawn = [found.unlabelled(2, seed).tolist() for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 NOT_TABLES = {
@@ -257,6 +286,12 @@ def test_what_is_no_table_is_refused(tmp_path, what):
     path = write(tmp_path, content)
     with pytest.raises(InputError, match=message):
         survey(open_table(path), "y")
+
+
+def test_a_row_with_too_many_cells_is_refused_whichever_columns_are_read(tmp_path):
+    table = open_table(write(tmp_path, "a,b,c\n1,2,3\n4,5,6,7\n"))
+    with pytest.raises(InputError, match="not a table"):
+        list(table.chunks(["a", "b"]))
 
 
 def test_a_missing_file_or_column_names_the_closest(tmp_path, frame):

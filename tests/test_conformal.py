@@ -27,6 +27,7 @@ from robustclf.conformal import (
     APS,
     DKW,
     RAPS,
+    Asymptotic,
     ConformalClassifier,
     MultilabelConformalClassifier,
     conformal_quantile,
@@ -190,6 +191,15 @@ def test_ways_to_tell_of_noise(blobs):
     assert_allclose(drawn.transition_, T)
 
 
+def test_noise_is_of_the_labels_whatever_the_classifier_was_fitted_to_before(blobs):
+    X, _, noisy = blobs
+    proba = GaussianNB().fit(X, noisy).predict_proba(X)
+    estimate = estimate_transition(noisy, proba, n_bootstrap=0)
+    for other in (np.searchsorted(NAMES, noisy), np.arange(3000) % 5):
+        clf = conformal(GaussianNB().fit(X, other), noise=estimate).fit(X, noisy)
+        assert_allclose(clf.transition_, estimate.transition)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_estimated_noise_is_not_over_estimated(blobs, rate):
     X, y, _ = blobs
@@ -247,6 +257,8 @@ def test_groups_have_thresholds_of_their_own(blobs):
     assert hits[group[2000:] == "hard"].mean() < 0.87
     with pytest.warns(UserWarning, match="1 rows are of groups that no calibration row is of"):
         assert clf.predict_set(X[:2], groups=["easy", "new"])[1].all()
+    with pytest.warns(UserWarning, match="1 rows are of groups that no calibration row is of"):
+        assert clf.predict_set(X[:2], groups=["easy", None])[1].all()
     with pytest.raises(ValueError, match="needs groups="):
         clf.predict_set(X)
     with pytest.raises(ValueError, match="2 entries, expected 3000"):
@@ -358,6 +370,27 @@ def test_bad_parameters(blobs, params, message):
     X, _, noisy = blobs
     with pytest.raises(ValueError, match=message):
         conformal().set_params(**params).fit(X[:300], noisy[:300])
+
+
+class NeverFitted(GaussianNB):
+    def fit(self, X, y, sample_weight=None):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("params", "groups", "message"),
+    [
+        ({"correction": "crcp", "coverage": "class"}, None, "'crcp' knows no coverage by class"),
+        ({"correction": DKW(delta=2)}, None, r"delta must be in \(0, 1\), got 2"),
+        ({"correction": Asymptotic(n_draws=0)}, None, "n_draws must be an integer >= 1, got 0"),
+        ({"coverage": "group"}, np.array([None] + ["a"] * 299), "groups is missing for 1 of 300"),
+        ({"coverage": "group"}, np.append(np.nan, np.ones(299)), "groups is missing for 1 of 300"),
+    ],
+)
+def test_what_needs_no_fit_is_refused_before_it(blobs, params, groups, message):
+    X, _, noisy = blobs
+    with pytest.raises(ValueError, match=message):
+        conformal(NeverFitted(), **params).fit(X[:300], noisy[:300], groups=groups)
 
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, 10, [], [0.1, 2], [[0.1]], np.nan])

@@ -271,6 +271,17 @@ def test_sesias_form_for_unequal_classes():
     assert_allclose(CORRECTIONS.make("sesia").size(evidence), expected)
 
 
+def test_sesia_knows_no_correction_for_a_class_without_a_share():
+    """As many labels of a class as noise alone makes leave it none; "auto" takes another."""
+    codes = np.repeat(np.arange(3), [20, 19, 1])
+    evidence = Evidence(np.zeros((40, 3)), codes, np.arange(3), Noise(uniform_transition(0.2, 3)))
+    assert evidence.prior[2] < 0
+    assert CORRECTIONS.make("sesia").size(evidence) == np.inf
+    chosen = choose("auto", [evidence])
+    assert chosen.alias != "sesia"
+    assert np.isfinite(chosen.sizes).all()
+
+
 def test_matrix_form_of_dkw():
     evidence = Evidence(np.zeros((500, K)), np.arange(500) % K, np.arange(K), Noise(MATRIX))
     norm = abs(np.linalg.inv(MATRIX)).sum(axis=1).max()
@@ -550,6 +561,20 @@ def test_optimistic_thresholds_are_never_above_those_of_either():
     corrected = calibrate(scores, noisy, NOISES["uniform"]).thresholds(alpha)
     plain = calibrate(scores, noisy, np.eye(K)).thresholds(alpha)
     assert_array_equal(both, np.minimum(corrected, plain))
+
+
+@pytest.mark.parametrize("folds", [None, np.arange(300) % 3])
+def test_optimistic_thresholds_need_no_correction(folds):
+    """Of a label that no row has, "sesia" knows no correction."""
+    rng = np.random.RandomState(0)
+    y, p = draw(rng, 300)
+    y, scores = np.minimum(y, K - 2), LAC()(p)
+    new = scores[None] if folds is None else np.stack([scores] * 3)
+    params = {"correction": "sesia", "folds": folds}
+    made = calibrate(scores, y, NOISES["uniform"], optimistic=True, **params)
+    assert np.isinf(made.chosen.sizes).all()
+    plain = calibrate(scores, y, np.eye(K), folds=folds)
+    assert_array_equal(made.p_values(new, None), plain.p_values(new, None))
 
 
 def test_clusters_join_classes_with_like_scores():

@@ -337,6 +337,8 @@ def test_numbers_that_cannot_work():
         ConformalRegressor(GaussianNB(), cv=None).fit(X[:3], y[:3])
     with pytest.raises(ValueError, match="the 45 rows to learn from fall into one bin"):
         ConformalRegressor(GaussianNB(), cv=None, bins=[10, 20, 30]).fit(X, y)
+    with pytest.raises(ValueError, match="the 60 rows to learn from fall into one bin"):
+        ConformalRegressor(GaussianNB(), bins=[10, 20, 30]).fit(X, y)
     with pytest.raises(ValueError, match="y is None"):
         ConformalRegressor(GaussianNB()).fit(X, None)
     with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\), got 1.5"):

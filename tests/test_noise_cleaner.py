@@ -243,6 +243,17 @@ def test_features_of_other_rows_are_refused():
         example_scores([0, 1], np.eye(2), features=np.eye(3))
 
 
+def test_folds_are_fitted_to_the_labels_that_were_given(blobs):
+    """A classifier may know them, such as by their weights."""
+    X, _, noisy = blobs
+    plain, heavy = LogisticRegression(), LogisticRegression(class_weight={"ant": 50})
+    p = cleaner(plain).fit(X, noisy).oof_proba_
+    assert cleaner(heavy).fit(X, noisy).oof_proba_[:, 0].mean() > p[:, 0].mean() + 0.2
+    numbers = np.searchsorted(NAMES, noisy) + 1
+    heavy.set_params(class_weight={1: 50})
+    assert cleaner(heavy).fit(X, numbers).oof_proba_[:, 0].mean() > p[:, 0].mean() + 0.2
+
+
 def test_what_a_method_needs_is_told_before_any_fit(blobs, monkeypatch):
     X, _, noisy = blobs
     monkeypatch.setattr(GaussianNB, "fit", lambda *_, **__: pytest.fail("it was fitted"))

@@ -480,6 +480,14 @@ def test_no_row_is_its_own_neighbour(monkeypatch, limit):
         assert_array_equal(X[found][..., 0], np.broadcast_to(X, found.shape))
 
 
+@pytest.mark.parametrize("method", ["combined", "neighbours"])
+def test_a_row_alone_has_no_neighbours(method):
+    one = {"classes": [0, 1], "X": [[3.0]], "n_issues": "all"}
+    issues = find_label_issues([0], [[0.9, 0.1]], method, **one)
+    assert issues.rows.tolist() == [0]
+    assert issues.suggested.tolist() == [1]
+
+
 def test_neighbours_are_drawn_by_the_random_state(everything, monkeypatch):
     monkeypatch.setattr(neighbours_module, "MAX_REFERENCE", 50)
     X = everything["X"]

@@ -316,3 +316,5 @@ def test_unknown_labels_and_metric():
         noise_corrected_accuracy([0, 1], [0, 1, 1], np.eye(2))
     with pytest.raises(ValueError, match="did you mean 'accuracy'"):
         make_noise_corrected_scorer(np.eye(2), metric="acuracy")
+    with pytest.raises(ValueError, match="classes must be sorted"):
+        make_noise_corrected_scorer(np.eye(2), classes=["b", "a"])

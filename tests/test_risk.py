@@ -1,7 +1,6 @@
 """Losses of sets that stay below what was asked for, on right and on wrong labels."""
 
 import pickle
-import warnings
 
 import numpy as np
 import pytest
@@ -24,7 +23,9 @@ from robustclf.conformal import (
     FalseDiscoveryRate,
     FalseNegativeRate,
     LearnThenTest,
+    OnlineConformalClassifier,
     RiskController,
+    SelectiveClassifier,
     SetSize,
 )
 from robustclf.conformal._deviations import largest_excess
@@ -343,12 +344,19 @@ def test_a_loss_that_is_known_not_to_fall_is_refused_before_the_fit():
             RiskController(Fails(), loss=loss).fit(p, y)
 
 
-def test_a_matrix_that_cannot_be_undone():
+@pytest.mark.parametrize(
+    "cls", [RiskController, LearnThenTest, SelectiveClassifier, OnlineConformalClassifier]
+)
+def test_a_matrix_that_cannot_be_undone_is_refused_before_the_fit(cls):
+    class Fails(Given):
+        def fit(self, X, y):
+            raise AssertionError
+
     p, y = drawn(60, np.random.default_rng(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        with pytest.raises(ValueError, match="close to singular"):
-            RiskController(GIVEN, noise=np.full((4, 4), 0.25)).fit(p, y)
+    with pytest.raises(ValueError, match="close to singular"):
+        cls(Fails(), noise=np.full((4, 4), 0.25)).fit(p, y)
+    sizes = RiskController(GIVEN, loss="size", noise=np.full((4, 4), 0.25)).fit(p, y)
+    assert sizes.correction_ == 0  # which labels do not change
 
 
 @pytest.mark.parametrize("alpha", [0, -1, np.nan])

@@ -18,6 +18,7 @@ from robustclf.calibration._maps import Calibrating, RowTemperature, Temperature
 from robustclf.calibration._views import Views, view_features
 from robustclf.noise._given import NOISE_CONSTRAINTS, check_noise, given_transition
 from robustclf.noise._inputs import check_proba
+from robustclf.noise.scoring import check_invertible
 
 Floats = NDArray[np.float64]
 
@@ -167,7 +168,9 @@ class RobustCalibrator(MostProbable, WrappedClassifier):
         self._validate_params()
         X, labels = self._labelled(X, y)
         known = self._weights(sample_weight, X)
-        check_noise(self.noise, self.noise_convention, labels, self.estimator)
+        noise = check_noise(self.noise, self.noise_convention, labels, self.estimator)
+        if noise is not None and self.method != "vector":
+            check_invertible(noise)
         rng = generator(self.random_state)
         views = None
         if self.method == "correctness":

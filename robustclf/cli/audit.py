@@ -184,13 +184,13 @@ def prepare(
     source = survey(open_table(path, settings.encoding), label, settings.row_id, settings.drop)
     rows = source.sample(settings.max_rows, settings.seed)
     notes = list(source.notes)
-    if keep_unlabelled:
-        without = np.flatnonzero(source.codes == UNLABELLED)
-        rows = np.sort(np.concatenate([rows, without[: max(settings.max_rows - len(rows), 0)]]))
     if len(rows) < FEWEST_ROWS:
         raise InputError(
             f"{path} has {len(rows)} rows with a label: at least {FEWEST_ROWS} are needed"
         )
+    if keep_unlabelled:
+        more = source.unlabelled(settings.max_rows - len(rows), settings.seed)
+        rows = np.sort(np.concatenate([rows, more]))
     if not source.features.kinds:
         raise InputError(f"{path} has no column but the label to learn from")
     X = source.features.read(source.table, rows)

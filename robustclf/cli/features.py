@@ -71,11 +71,17 @@ class Features:
 
 
 def _numbers(column: Any) -> NDArray[np.float32]:
-    if not pd.api.types.is_numeric_dtype(column):
+    if not _is_number(column):
         column = pd.to_numeric(column.astype(str), errors="coerce")
     with np.errstate(over="ignore"):
         values = column.to_numpy(dtype=np.float32, na_value=np.nan)
     return np.where(np.isfinite(values), values, np.float32(np.nan))
+
+
+def _is_number(column: Any) -> bool:
+    """Tell whether pandas read numbers: "True" and "False" are none, alone or among others."""
+    kinds = pd.api.types
+    return bool(kinds.is_numeric_dtype(column) and not kinds.is_bool_dtype(column))
 
 
 def _useless(column: Any, rows: NDArray[np.intp]) -> str | None:
@@ -104,9 +110,9 @@ class Kinds:
             filled = chunk[name].dropna()
             known = self._is_text(name)
             self.filled[name] += len(filled)
-            if known or pd.api.types.is_bool_dtype(filled):
+            if known:
                 continue
-            if not pd.api.types.is_numeric_dtype(filled):
+            if not _is_number(filled):
                 values = pd.to_numeric(filled.astype(str), errors="coerce")
                 if values.isna().any():
                     self.other.setdefault(name, str(filled[values.isna()].iloc[0]))

@@ -16,7 +16,7 @@ from robustclf.classifier import RobustClassifier
 from robustclf.cli.audit import Settings, Training, classifier, fit, prepare
 from robustclf.cli.features import Features
 from robustclf.cli.files import InputError, check_file
-from robustclf.cli.tables import Table, check_column, write_rows
+from robustclf.cli.tables import CsvTable, Table, check_column, write_rows
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,13 @@ def write_predictions(
     ids: Sequence[str] = () if row_id is None else (row_id,)
     for name in ids:
         check_column(table, name, "--id")
-    # an id may be a feature too, and is then read as one
     apart = [name for name in ids if name not in features.kinds]
+    # an id may be a feature too: a number is then told from its text, other cells are read as one
+    numbers = [name for name in ids if features.kinds.get(name) == "number"]
+    exact = [*apart, *(numbers if isinstance(table, CsvTable) else [])]
     n = 0
     with out.open("w", encoding="utf-8", newline="") as handle:
-        for chunk in table.chunks([*features.kinds, *apart], text=features.text, exact=apart):
+        for chunk in table.chunks([*features.kinds, *apart], text=features.text, exact=exact):
             row_ids = np.arange(n, n + len(chunk)) + 1 if row_id is None else chunk[row_id]
             frame = _predictions(model, chunk, row_ids, proba)
             write_rows(frame, handle, header=n == 0)

@@ -75,6 +75,11 @@ class Survey:
             )
         return np.sort(rows[first[:size]])
 
+    def unlabelled(self, size: int, seed: int) -> NDArray[np.intp]:
+        """Draw rows without label, or take what there are."""
+        rows = np.flatnonzero(self.codes == UNLABELLED)
+        return rows if len(rows) <= size else check_random_state(seed).permutation(rows)[:size]
+
 
 def survey(
     table: Table, label: str, row_id: str | None = None, drop: tuple[str, ...] = ()

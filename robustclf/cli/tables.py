@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import lzma
@@ -63,13 +64,21 @@ def open_table(path: Path, encoding: str = "utf-8") -> Table:
         return ParquetTable(path)
     bare = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     kind = next((kind for first, kind in FOREIGN.items() if bare.startswith(first)), None)
-    if kind is None and b"\0" in start and not encoding.lower().startswith(("utf-16", "utf-32")):
+    if kind is None and b"\0" in start and not _codec(encoding).startswith(("utf-16", "utf-32")):
         kind = "binary"
     if kind is not None or not bare:
         raise InputError(
             f"{path} is not a table but {kind or 'empty'}: give a CSV or a Parquet file"
         )
     return CsvTable(path, encoding)
+
+
+def _codec(encoding: str) -> str:
+    """Return the one name of an encoding that has several; an unknown one shows when it is used."""
+    try:
+        return codecs.lookup(encoding).name
+    except LookupError:
+        return encoding
 
 
 @contextmanager
@@ -118,7 +127,7 @@ class CsvTable:
         _check_names(path, self.names)
 
     def _open(self) -> TextIO:
-        encoding = "utf-8-sig" if self.encoding.lower() in ("utf-8", "utf8") else self.encoding
+        encoding = "utf-8-sig" if _codec(self.encoding) == "utf-8" else self.encoding
         opener = OPENERS.get(self.path.suffix, open)
         handle: TextIO = opener(self.path, "rt", encoding=encoding, newline="")
         return handle
@@ -137,7 +146,7 @@ class CsvTable:
     def chunks(
         self, columns: Sequence[str], text: Sequence[str] = (), exact: Sequence[str] = ()
     ) -> Iterator[Any]:
-        """Yield data frames."""
+        """Yield data frames, of whole rows that are read: only these show cells too many."""
         whole = len(columns) == len(self.names)
         with _reading(self.path):
             reader = pd.read_csv(
@@ -148,11 +157,10 @@ class CsvTable:
                 skiprows=self.n_blank,
                 header=0,
                 index_col=False,
-                usecols=None if whole else list(columns),  # cells too many show in whole rows only
                 dtype=dict.fromkeys([*text, *exact], str),
                 keep_default_na=False,
                 na_values={name: MISSING for name in columns if name not in exact},
-                chunksize=chunk_rows(len(columns)),
+                chunksize=chunk_rows(len(self.names)),
                 low_memory=False,
             )
         with reader:
@@ -161,6 +169,8 @@ class CsvTable:
                     chunk = next(reader, None)
                 if chunk is None:
                     return
+                if not whole:
+                    chunk = chunk[list(columns)]
                 yield chunk
                 del chunk  # before the next is read
 
@@ -228,12 +238,11 @@ class ParquetTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        strings = {*text, *exact}
         try:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(chunk_rows(len(columns)), columns=list(columns)):
                     arrays = {
-                        name: _plain(batch.column(name), name in strings).to_pandas()
+                        name: _plain(batch.column(name), name in text, name in exact).to_pandas()
                         for name in columns
                     }
                     del batch
@@ -243,14 +252,17 @@ class ParquetTable:
             raise InputError(f"{self.path} cannot be read: {error}") from error
 
 
-def _plain(array: Any, as_text: bool) -> Any:
+def _plain(array: Any, text: bool, exact: bool) -> Any:
     """Return an arrow array as strings, or what counts time or has decimals as numbers."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.types as t
 
     if t.is_dictionary(array.type):
         array = array.dictionary_decode()
-    if as_text or t.is_boolean(array.type):
+    if t.is_boolean(array.type) and not exact:
+        return pc.if_else(array, "True", "False")  # as pandas writes them into a CSV file
+    if text or exact:
         return array.cast(pa.string())
     if t.is_temporal(array.type):
         return array.cast(pa.int32() if array.type.bit_width == 32 else pa.int64())

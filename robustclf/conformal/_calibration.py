@@ -151,16 +151,21 @@ def _levels(
     standard = _as_right(cell, folds)
     if cell.noise.clean and not chosen.correction.of_clean:
         return standard
+    corrected = _corrected(cell, chosen, size, folds)
+    return Either(corrected, standard) if optimistic and cell.usable else corrected
+
+
+def _corrected(
+    cell: Evidence, chosen: Chosen, size: float, folds: NDArray[np.intp] | None
+) -> Levels | FoldLevels:
+    """Return the levels by what labels say of the true ones; none where that is nothing."""
     if not cell.usable or not np.isfinite(size):
         return Levels.textbook([]) if folds is None else FoldLevels([])
     share = cell.n_own / (cell.n_own + 1) if chosen.correction.next_row else 1.0
-    corrected: Levels | FoldLevels
     if folds is None:
         at, total = cell.distribution
-        corrected = Levels.running(at, total * share, size)
-    else:
-        corrected = FoldLevels.of(cell.scores, cell.weight * share, folds, size)
-    return Either(corrected, standard) if optimistic else corrected
+        return Levels.running(at, total * share, size)
+    return FoldLevels.of(cell.scores, cell.weight * share, folds, size)
 
 
 def _as_right(cell: Evidence, folds: NDArray[np.intp] | None) -> Levels | FoldLevels:

@@ -18,6 +18,7 @@ from robustclf.conformal._deviations import (
     split_bound,
 )
 from robustclf.conformal._evidence import Evidence
+from robustclf.noise._inputs import check_count
 
 Floats = NDArray[np.float64]
 
@@ -38,6 +39,9 @@ class Correction(BaseEstimator):
     order: ClassVar[float] = 0.5  # power of 1 / n that it falls with
     next_row: ClassVar[bool] = False  # whether the row to come counts, as in (n + 1)(1 - alpha)
     of_clean: ClassVar[bool] = False  # whether it means anything where labels are right
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for parameters out of range."""
 
     def size(self, evidence: Evidence, random_state: Any = None) -> float:
         """Return the correction; inf where it does not exist."""
@@ -145,10 +149,13 @@ class DKW(Correction):
     def __init__(self, *, delta: float = 0.1) -> None:
         self.delta = delta
 
-    def size(self, evidence: Evidence, random_state: Any = None) -> float:
-        """Return the bound of the largest difference."""
+    def check(self) -> None:
+        """Raise ``ValueError`` for a ``delta`` outside (0, 1)."""
         if not 0 < self.delta < 1:
             raise ValueError(f"delta must be in (0, 1), got {self.delta}.")
+
+    def size(self, evidence: Evidence, random_state: Any = None) -> float:
+        """Return the bound of the largest difference."""
         if evidence.kind == "class":
             return self._of_class(evidence)
         k, share, W = evidence.n_classes, evidence.noise.uniform, evidence.noise.inverse
@@ -197,7 +204,8 @@ class Sesia(Correction):
         if fewest == 0:
             return np.inf
         V = abs(posterior_inverse(evidence))
-        others = V.sum(axis=1) - V.diagonal()
+        np.fill_diagonal(V, 0)  # not subtracted: rows of classes without a share are infinite
+        others = V.sum(axis=1)
         if evidence.kind == "class":
             total, terms = 2 * others[evidence.columns[0]], k
         else:
@@ -302,6 +310,10 @@ class Asymptotic(Correction):
     def __init__(self, *, n_draws: int = 5_000) -> None:
         self.n_draws = n_draws
 
+    def check(self) -> None:
+        """Raise ``ValueError`` unless ``n_draws`` is a number from 1 on."""
+        check_count("n_draws", self.n_draws)
+
     def size(self, evidence: Evidence, random_state: Any = None) -> float:
         """Return the mean of the maxima of the draws."""
         rng = np.random.default_rng(random_state)
@@ -348,12 +360,7 @@ def choose(
     trusted = [c for c in tried if fewest >= c.auto_from and not c.of_clean]
     options = sorted((c for c in trusted if kinds <= c.kinds), key=lambda c: -c.order)
     given = options if auto else [CORRECTIONS.make(correction)]
-    if not kinds <= given[0].kinds:
-        able = [alias_of(c) for c in tried if kinds <= c.kinds]
-        raise ValueError(
-            f"correction {alias_of(given[0])!r} knows no coverage by "
-            f"{max(kinds - given[0].kinds)}; take 'auto' or one of {able}."
-        )
+    check_kinds(given[0], kinds)
     if all(cell.noise.clean for cell in cells) and not given[0].of_clean:
         return Chosen("none", Uncorrected(), np.zeros(len(cells)))
     sizes: list[Floats] = []
@@ -363,6 +370,17 @@ def choose(
             return Chosen(alias_of(option), option, sizes[-1])
     best = int(np.argmin([np.minimum(size, 1).mean() for size in sizes]))
     return Chosen(alias_of(given[best]), given[best], sizes[best])
+
+
+def check_kinds(correction: Correction, kinds: set[str]) -> None:
+    """Raise ``ValueError`` unless the correction is for each kind of cell."""
+    if not kinds <= correction.kinds:
+        tried = [CORRECTIONS.make(alias) for alias in CORRECTIONS.names()]
+        able = [alias_of(c) for c in tried if kinds <= c.kinds]
+        raise ValueError(
+            f"correction {alias_of(correction)!r} knows no coverage by "
+            f"{max(kinds - correction.kinds)}; take 'auto' or one of {able}."
+        )
 
 
 def _below_all_bounds(sizes: Floats, cells: Sequence[Evidence]) -> bool:

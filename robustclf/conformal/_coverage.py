@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 from sklearn.utils import column_or_1d
 
 from robustclf._registry import check_known
+from robustclf._rows import exact, group_codes, missing_values
 from robustclf.conformal._evidence import Codes, Evidence, Floats, Noise
 
 COVERAGES = ("marginal", "class", "group", "cluster")
@@ -50,7 +51,7 @@ class Partition:
         return [Evidence(scores[np.ix_(r, c)], codes[r], c, noise) for r, c in pairs]
 
     def cells(self, n: int, groups: ArrayLike | None) -> NDArray[np.intp]:
-        """Return the cell of each row and class; one past the last for unknown groups.
+        """Return the cell of each row and class; one past the last for unknown or missing groups.
 
         Raises
         ------
@@ -61,8 +62,10 @@ class Partition:
             refuse_groups(groups)
             return self.of_class[None]
         values = read_groups(groups, n)
+        missing = missing_values(values)
+        values = np.where(missing, self.groups[:1], values)
         place = np.searchsorted(self.groups, values).clip(max=len(self.groups) - 1)
-        known = self.groups[place] == values
+        known = (self.groups[place] == values) & ~missing
         return np.where(known, place, len(self.groups))[:, None]
 
 
@@ -70,9 +73,16 @@ def read_groups(groups: ArrayLike | None, n: int) -> NDArray[Any]:
     """Return the group of each row; ``ValueError`` if there are none or too few."""
     if groups is None:
         raise ValueError("coverage='group' needs groups=, the group of each row.")
-    values: NDArray[Any] = column_or_1d(np.asarray(groups))
+    values: NDArray[Any] = column_or_1d(exact(groups), input_name="groups")
     if len(values) != n:
         raise ValueError(f"groups has {len(values)} entries, expected {n}: one group per row.")
+    return values
+
+
+def known_groups(groups: ArrayLike | None, n: int) -> NDArray[Any]:
+    """Return the group of each row to calibrate on; ``ValueError`` if one is missing, too."""
+    values = read_groups(groups, n)
+    group_codes(groups, n)
     return values
 
 
@@ -103,7 +113,7 @@ def partition(
     rows, every = np.arange(n), np.arange(k)
     together = Partition([rows], [every], ["all rows"], np.zeros(k, dtype=np.intp))
     if coverage == "group":
-        values, member = np.unique(read_groups(groups, n), return_inverse=True)
+        values, member = np.unique(known_groups(groups, n), return_inverse=True)
         of_group = [np.flatnonzero(member == g) for g in range(len(values))]
         names = [f"group {value!r}" for value in values.tolist()]
         columns = [every] * len(values)

@@ -35,10 +35,15 @@ class NoiseAwareClassifier(WrappedClassifier):
     calibration_size: float
     random_state: Any
 
-    def _hold_out(self, X: Any, y: Any) -> HeldOutRows:
-        """Fit the classifier, and return rows that it did not see as it predicts them."""
+    def _hold_out(self, X: Any, y: Any, *, undone: bool = True) -> HeldOutRows:
+        """Fit the classifier, and return rows that it did not see as it predicts them.
+
+        Noise that is to be ``undone`` and cannot be is refused before.
+        """
         X, labels = self._labelled(X, y)
-        check_noise(self.noise, self.noise_convention, labels, self.estimator)
+        known = check_noise(self.noise, self.noise_convention, labels, self.estimator)
+        if undone and known is not None:
+            usable_inverse(Noise(known))
         held = hold_out(
             self.estimator,
             X,

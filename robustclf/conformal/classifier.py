@@ -19,8 +19,8 @@ from robustclf._held_out import class_proba, generator, hold_out
 from robustclf._registry import check_known
 from robustclf._rows import as_labels, encode_labels
 from robustclf.conformal._calibration import Calibration
-from robustclf.conformal._corrections import CORRECTIONS, Correction
-from robustclf.conformal._coverage import COVERAGES, read_groups, refuse_groups
+from robustclf.conformal._corrections import CORRECTIONS, Correction, check_kinds
+from robustclf.conformal._coverage import COVERAGES, known_groups, refuse_groups
 from robustclf.conformal._evidence import Codes, Floats, Noise
 from robustclf.conformal._levels import check_alpha
 from robustclf.conformal._noise_aware import CONSTRAINTS, NoiseAwareClassifier
@@ -210,7 +210,7 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
         X, labels = self._labelled(X, y)
         check_noise(self.noise, self.noise_convention, labels, self.estimator)
         if self.coverage == "group":
-            groups = read_groups(groups, len(labels))
+            groups = known_groups(groups, len(labels))
         else:
             refuse_groups(groups)
         rng = generator(self.random_state)
@@ -310,6 +310,11 @@ class ConformalClassifier(ScoreParameter, NoiseAwareClassifier):
         check_known("coverage", [self.coverage], COVERAGES)
         if isinstance(self.correction, str):
             check_known("correction", [self.correction], ["auto", *CORRECTIONS.names()])
+        if self.correction != "auto":
+            correction = CORRECTIONS.make(self.correction)
+            correction.check()
+            if self.coverage == "class":
+                check_kinds(correction, {"class"})
 
     # Prediction -----------------------------------------------------------------------------------
 

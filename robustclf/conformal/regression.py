@@ -154,10 +154,13 @@ class ConformalRegressor(RegressorMixin, Wrapper):
         if self.cv is None and not crosses and not isinstance(self.estimator, FrozenEstimator):
             return self._split(X, numbers)
         self.edges_ = self._edges(numbers)
+        codes = _bin(numbers, self.edges_)
+        if not isinstance(self.estimator, FrozenEstimator):
+            _check_several(codes)
         held = hold_out(
             self.estimator,
             X,
-            _bin(numbers, self.edges_),
+            codes,
             cv=self.cv,
             prepare=self._told(numbers),
             random_state=self.random_state,
@@ -182,11 +185,7 @@ class ConformalRegressor(RegressorMixin, Wrapper):
             )
         self.edges_ = self._edges(numbers[learned])
         codes = _bin(numbers[learned], self.edges_)
-        if (codes == codes[0]).all():
-            raise ValueError(
-                f"the {len(learned)} rows to learn from fall into one bin: there is nothing to "
-                "tell apart."
-            )
+        _check_several(codes)
         estimator = self._told(numbers[learned])(clone(self.estimator), codes)
         self._take(estimator.fit(_safe_indexing(X, learned), codes))
         self._codes = self.estimator_.classes_
@@ -346,6 +345,15 @@ def _bin(y: Floats, edges: Floats) -> NDArray[np.int64]:
     """Return the bin of each number; those outside are in the first or the last."""
     place = np.searchsorted(edges, y, side="right") - 1
     return place.clip(0, len(edges) - 2).astype(np.int64)
+
+
+def _check_several(codes: NDArray[np.int64]) -> None:
+    """Raise ``ValueError`` for rows of one bin."""
+    if (codes == codes[0]).all():
+        raise ValueError(
+            f"the {len(codes)} rows to learn from fall into one bin: there is nothing to tell "
+            "apart."
+        )
 
 
 def _at(y: Floats, points: Floats, density: Floats) -> Floats:

@@ -56,7 +56,7 @@ class _SetsByThreshold(NoiseAwareClassifier):
         self._validate_params()
         self.loss_ = make_set_loss(self.loss)
         if not is_multilabel(y):
-            rows = self._hold_out(X, y)
+            rows = self._hold_out(X, y, undone=self.loss_.of_labels)
             return _curve(rows, self.loss_), rows
         if self.noise is not None:
             raise ValueError("noise= is for labels of one class for each row: pass noise=None.")

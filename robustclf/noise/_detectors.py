@@ -58,8 +58,10 @@ class Evidence:
 
     def votes(self, labels: Scores) -> Scores:
         """Return the mean of the labels, ``(sample, class)``, of the nearest rows."""
-        total = sum(labels[column] for column in self.neighbours.T)  # all at once take much memory
-        mean = total / self.neighbours.shape[1] + SMOOTHING
+        total = np.zeros_like(labels)
+        for column in self.neighbours.T:  # all at once take much memory
+            total += labels[column]
+        mean = total / max(self.neighbours.shape[1], 1) + SMOOTHING
         votes: Scores = mean / mean.sum(axis=1, keepdims=True)
         return votes
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import HasMethods, StrOptions
 
 from robustclf._registry import closest
@@ -77,8 +78,14 @@ def given_transition(
     return check_transition(noise, len(classes))
 
 
-def check_noise(noise: Any, convention: str, labels: NDArray[Any], estimator: Any) -> None:
-    """Raise what :func:`given_transition` would, before any classifier is fitted."""
-    classes = np.asarray(getattr(estimator, "classes_", np.unique(labels)))  # of a frozen one
-    if len(classes) > 1 and not (isinstance(noise, str) and noise == "estimate"):
-        given_transition(noise, classes, convention, safe=True)
+def check_noise(noise: Any, convention: str, labels: NDArray[Any], estimator: Any) -> Floats | None:
+    """Raise what :func:`given_transition` would, before any classifier is fitted.
+
+    Return the matrix, if it is known by then.
+    """
+    classes = np.unique(labels)  # any other than a frozen classifier is fitted to these
+    if isinstance(estimator, FrozenEstimator):
+        classes = np.asarray(getattr(estimator, "classes_", classes))
+    if len(classes) < 2 or (isinstance(noise, str) and noise == "estimate"):
+        return None
+    return given_transition(noise, classes, convention, safe=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.base import clone
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedKFold, check_cv
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
@@ -22,6 +22,7 @@ from sklearn.utils.validation import (
     has_fit_parameter,
 )
 
+from robustclf._held_out import hold_out
 from robustclf._wrapped import WrappedClassifier
 from robustclf.noise._detectors import METHODS, PRUNE
 from robustclf.noise._inputs import check_labels
@@ -221,7 +222,7 @@ class LabelCleaner(WrappedClassifier):
                 estimator.set_params(random_state=self.random_state)
             estimator.fit(X, labels, **known)
             return np.asarray(estimator.oof_proba_, dtype=np.float64), estimator.dynamics_
-        folds = self.cv
+        folds = check_cv(self.cv, labels, classifier=True)
         if isinstance(self.cv, Integral):
             most = np.unique(labels, return_counts=True)[1].max()
             if most < 2:
@@ -230,17 +231,12 @@ class LabelCleaner(WrappedClassifier):
             folds = StratifiedKFold(min(int(self.cv), most), shuffle=True, random_state=rng)
         with warnings.catch_warnings():  # a class with fewer rows than folds is no reason to stop
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-            warnings.filterwarnings("ignore", "Number of classes in", RuntimeWarning)
-            proba = cross_val_predict(
-                estimator,
-                X,
-                labels,
-                cv=folds,
-                n_jobs=self.n_jobs,
-                method="predict_proba",
-                params=known,
+            if isinstance(self.cv, Integral):
+                warnings.filterwarnings("ignore", "(?s)cv=.* answered by a classifier", UserWarning)
+            held = hold_out(
+                estimator, X, labels, cv=folds, params=known, refit=False, n_jobs=self.n_jobs
             )
-        return proba, None
+        return held.proba, None
 
     def _fit_cleaned(
         self,

@@ -197,7 +197,8 @@ def make_noise_corrected_scorer(
     Raises
     ------
     ValueError
-        For an unknown metric, or if T is no invertible transition matrix.
+        For an unknown metric, classes that are not sorted, or if T is no invertible transition
+        matrix.
 
     Examples
     --------
@@ -210,7 +211,8 @@ def make_noise_corrected_scorer(
     check_known("metric", [metric], _METRICS)
     if classes is None:
         classes = getattr(transition, "classes", None)
-    inverted(check_transition(transition, None if classes is None else len(np.unique(classes))))
+    n_classes = None if classes is None else len(check_labels(classes, classes)[1])
+    inverted(check_transition(transition, n_classes))
     scorer: Callable[..., float] = make_scorer(
         _METRICS[metric], transition=np.asarray(transition), classes=classes
     )
@@ -281,11 +283,7 @@ def inverted(transition: Floats) -> Floats:
     array([[ 1.25, -0.25],
            [ 0.  ,  1.  ]])
     """
-    if np.linalg.matrix_rank(transition) < len(transition):
-        raise ValueError(
-            "transition is singular: given labels cannot tell some true classes apart. Merge "
-            "classes whose rows are mixtures of others, or score on labels that are right."
-        )
+    check_invertible(transition)
     condition = np.linalg.cond(transition)
     if condition > MAX_CONDITION:
         warnings.warn(
@@ -295,3 +293,12 @@ def inverted(transition: Floats) -> Floats:
         )
     inverse: Floats = np.linalg.inv(transition).astype(np.float64)
     return inverse
+
+
+def check_invertible(transition: Floats) -> None:
+    """Raise ``ValueError`` if T has no inverse."""
+    if np.linalg.matrix_rank(transition) < len(transition):
+        raise ValueError(
+            "transition is singular: given labels cannot tell some true classes apart. Merge "
+            "classes whose rows are mixtures of others, or score on labels that are right."
+        )
