@@ -31,8 +31,9 @@ from robustclf.losses._hyperparameters import check_integer
 from robustclf.modules import TabularInput, make_embedding, make_network, needs_held_out
 from robustclf.optimizers import check_optimizer, fused, get_optimizer
 from robustclf.preprocessing import TabularEncoder
+from robustclf.preprocessing._columns import unmasked
 from robustclf.sources import DatasetSource, ParquetSource, Source, as_source
-from robustclf.stopping import make_stopping
+from robustclf.stopping import check_monitor, make_stopping
 from robustclf.strategies import Strategy, make_strategy
 
 LARGEST = float(np.finfo(np.float32).max)  # number that a network can take
@@ -117,6 +118,8 @@ class Method:
         n_members = peers * math.ceil(clf.n_members / peers)
         folds = FOLDS if any("folds" in s.needs for s in strategies) else None
         stopping = make_stopping(clf.early_stopping)
+        if not (strategies or clf.callbacks):  # which can record anything
+            check_monitor(stopping)
         watches = stopping is not None and getattr(stopping, "needs_held_out", True)
         held = needs_held_out(clf.module) or watches
         return cls(
@@ -328,7 +331,11 @@ def encoded_chunks(encoder: Any, X: Any) -> Iterator[Any]:
 
 
 def _readable(encoder: Any, X: Any) -> Any:
-    """Return an arrow table as a data frame of pandas, which transformers of others can read."""
+    """Return an arrow table as a data frame of pandas, which transformers of others can read.
+
+    They take no notice of the mask of an array, so that it has NaN in its place.
+    """
+    X = unmasked(X)
     arrow = type(X).__module__.startswith("pyarrow") and not isinstance(encoder, TabularEncoder)
     return X.to_pandas() if arrow else X
 

@@ -211,13 +211,16 @@ def _classes(classes: NDArray[Any]) -> NDArray[Any]:
     """Return the labels as int64, float64, booleans or strings."""
     kind = classes.dtype.kind
     if kind in "iuf":
-        return classes.astype(np.float64 if kind == "f" else np.int64)
+        same = classes.astype(np.float64 if kind == "f" else np.int64)
+        if (same == classes).all():
+            return same
     if kind == "b":
         return classes
     if all(isinstance(label, str) for label in classes):
         return classes.astype(object)
     raise ValueError(
-        f"classes of dtype {classes.dtype} have no ONNX form: use strings, integers or booleans."
+        f"classes of dtype {classes.dtype} have no ONNX form: use strings, booleans or integers "
+        "within int64."
     )
 
 

@@ -38,8 +38,8 @@ def split_labels(
     """
     if y is None:
         raise ValueError("RobustClassifier requires y to be passed, but the target y is None.")
-    labels: NDArray[Any] = column_or_1d(_exact(y), warn=True)
-    missing = _missing(labels) if labels.dtype.kind == "O" else labels != labels
+    labels: NDArray[Any] = column_or_1d(exact(y), warn=True)
+    missing = missing_values(labels)
     known = _checked(labels[~missing])
     values = np.unique(known if classes is None else np.asarray(classes))
     marks = UNLABELLED not in values if classes is not None else len(values) > 2
@@ -52,31 +52,52 @@ def split_labels(
     return known, missing
 
 
-def _exact(y: Any) -> NDArray[Any]:
-    """Return labels as an array; integers beside gaps, which numpy makes floats, stay integers."""
+def known_classes(classes: ArrayLike) -> NDArray[Any]:
+    """Return classes sorted, each once; what stands for a missing label is none."""
+    values = column_or_1d(exact(classes), input_name="classes")
+    known: NDArray[Any] = np.unique(_checked(values[~missing_values(values)], "classes"))
+    return known
+
+
+def exact(y: Any) -> NDArray[Any]:
+    """Return values as an array that tells them, and gaps, apart as they were given.
+
+    numpy makes integers beside gaps floats, and in a list gaps and numbers beside text text.
+    """
+    if isinstance(y, np.ma.MaskedArray):
+        y = np.ma.filled(y.astype(object), np.nan)
     values = np.asarray(y)
+    if values.dtype.kind == "T":  # of numpy's variable-width strings
+        return values.astype(object)
+    if values.dtype.kind == "U" and not hasattr(y, "dtype"):
+        objects = np.asarray(y, dtype=object)
+        return values if all(isinstance(v, str) for v in objects.flat) else objects
     column = not isinstance(y, np.ndarray) and values.ndim == 1
     if column and values.dtype.kind == "f" and np.isnan(values).any():
         return np.array(y.to_pylist() if hasattr(y, "to_pylist") else list(y), dtype=object)
     return values
 
 
-def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
+def missing_values(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which values are None, nan or NA."""
+    if values.dtype.kind != "O":
+        unlike: NDArray[np.bool_] = values != values
+        return unlike
     # NA of pandas, which is an optional dependency, refuses to be compared
     return np.array([v is None or type(v).__name__ == "NAType" or v != v for v in values], bool)
 
 
-def _checked(labels: NDArray[Any]) -> NDArray[Any]:
+def _checked(labels: NDArray[Any], name: str = "y") -> NDArray[Any]:
     if labels.dtype.kind == "f" and np.isinf(labels).any():
         raise ValueError(
-            f"Input y contains infinity in {np.isinf(labels).sum()} of {len(labels)} rows (first: "
-            f"row {np.isinf(labels).argmax()})."
+            f"Input {name} contains infinity in {np.isinf(labels).sum()} of {len(labels)} rows "
+            f"(first: row {np.isinf(labels).argmax()})."
         )
     if labels.dtype.kind == "O" and not all(isinstance(v, str) for v in labels):
         kinds = sorted({type(v).__name__ for v in labels})
         labels = np.array(labels.tolist())  # nullable integers and booleans of pandas
         if labels.dtype.kind not in "biuf":
-            raise ValueError(f"y must hold labels of one type, got a mix of {kinds}.")
+            raise ValueError(f"{name} must hold labels of one type, got a mix of {kinds}.")
     check_classification_targets(labels)
     return labels
 
@@ -138,13 +159,17 @@ def group_codes(groups: ArrayLike | None, n: int) -> NDArray[np.int64] | None:
     """Return the groups of the ``n`` rows, numbered from 0."""
     if groups is None:
         return None
-    values = column_or_1d(np.asarray(groups))
+    values = column_or_1d(exact(groups), input_name="groups")
     if len(values) != n:
         raise ValueError(f"groups has {len(values)} entries, expected {n}: one group per row.")
-    missing = _missing(values)
+    missing = missing_values(values)
     if missing.any():
         raise ValueError(f"groups is missing for {missing.sum()} of {n} rows.")
-    codes: NDArray[np.int64] = np.unique(values, return_inverse=True)[1].astype(np.int64)
+    try:
+        codes: NDArray[np.int64] = np.unique(values, return_inverse=True)[1].astype(np.int64)
+    except TypeError as error:
+        kinds = sorted({type(v).__name__ for v in values})
+        raise ValueError(f"groups must be of one type, got a mix of {kinds}.") from error
     return codes
 
 
@@ -152,7 +177,7 @@ def row_mask(rows: ArrayLike | None, n: int, name: str) -> NDArray[np.bool_] | N
     """Return a mask of ``n`` rows from a mask or from row numbers."""
     if rows is None:
         return None
-    given: NDArray[Any] = column_or_1d(np.asarray(rows))
+    given: NDArray[Any] = column_or_1d(np.asarray(rows), input_name=name)
     if given.dtype == bool and len(given) == n:
         return given.copy()
     numbers = given.dtype.kind in "iu"

@@ -21,6 +21,7 @@ from sklearn.metrics._scorer import _MultimetricScorer
 from sklearn.model_selection._validation import _fit_and_score, _score
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
+from sklearn.utils._metadata_requests import _routing_enabled
 from sklearn.utils.validation import _check_method_params
 
 from robustclf._build import Method, fit_encoder
@@ -371,9 +372,9 @@ def groups_for(estimator: Any, y: Any, groups: Any) -> dict[str, Any]:
 
 
 def needs_groups(estimator: Any, y: Any, groups: Any) -> bool:
-    """Tell whether there are groups, and a strategy that needs them."""
+    """Tell whether there are groups, and a strategy that needs them; routing brings its own."""
     clf = final_step(estimator)
-    if groups is None or not isinstance(clf, RobustClassifier):
+    if groups is None or _routing_enabled() or not isinstance(clf, RobustClassifier):
         return False
     method = Method.of(clf, np.unique(split_labels(y)[0]))
     return any("groups" in strategy.needs for strategy in method.strategies)

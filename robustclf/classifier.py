@@ -43,6 +43,7 @@ from robustclf._rows import (
     as_labels,
     encode_labels,
     group_codes,
+    known_classes,
     row_mask,
     split_labels,
 )
@@ -216,7 +217,9 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
         "budget": [StrOptions(set(BUDGETS))],
         "n_members": [Interval(Integral, 1, None, closed="left")],
         "cross_fit": [None, Interval(Integral, 2, None, closed="left")],
+        "module": [str, callable],
         "hidden": ["array-like"],
+        "activation": [str, callable],
         "dropout": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="left")],
         "lr": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
@@ -475,7 +478,7 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
         X, y, sample_weight
             As in :meth:`fit`; a source, such as one Parquet file of many, is loaded.
         classes : array-like of shape (n_classes,), optional
-            All labels that can come; those of the first ``y`` if None.
+            All labels that can come; those of the first ``y`` if None. Missing ones are no class.
 
         Returns
         -------
@@ -488,9 +491,10 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
             )
         X, y = load_rows(X, y)
         first = not hasattr(self, "net_")
-        labels, missing = split_labels(y, classes if first else self.classes_)
+        given = None if classes is None else known_classes(classes)
+        labels, missing = split_labels(y, given if first else self.classes_)
         check_consistent_length(X, missing)
-        known = np.unique(labels if classes is None else classes) if first else self.classes_
+        known = (np.unique(labels) if given is None else given) if first else self.classes_
         method = Method.of(self, known)
         method.check_told(missing, groups=None, trusted=None)
         rng = common_random_state(self.random_state, method.device)
@@ -507,6 +511,12 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
             kept = [(name, c) for name, c in self.net_.callbacks_ if not isinstance(c, whole)]
             self.net_.callbacks_ = kept
             self.net_.partial_fit(data.to(self.net_), None, epochs=1)
+        if self.net_.interrupted_:
+            warnings.warn(
+                "partial_fit was interrupted; the model keeps the weights it had then.",
+                UserWarning,
+                stacklevel=2,
+            )
         return self
 
     def _keep(self, fitted: dict[str, Any]) -> None:

@@ -18,8 +18,10 @@ from sklearn.model_selection._validation import (
     _warn_or_raise_about_fit_failures,
 )
 from sklearn.utils import _safe_indexing, check_random_state, check_scalar, indexable
+from sklearn.utils._metadata_requests import _routing_enabled
 from sklearn.utils.validation import _check_method_params
 
+from robustclf._build import load_rows
 from robustclf._rows import encode_labels, split_labels
 from robustclf._search import Result, Search, final_step, groups_for, of_labelled
 from robustclf.classifier import RobustClassifier
@@ -164,7 +166,8 @@ class RobustSearchCV(BaseSearchCV):
 
         Parameters
         ----------
-        X : array-like, data frame or sparse matrix of shape (n_samples, n_features)
+        X : array-like, data frame, sparse matrix or source of shape (n_samples, n_features)
+            A source is loaded.
         y : array-like of shape (n_samples,)
             Rows without label, as in the classifier's ``fit``, are not scored.
         **params
@@ -180,7 +183,7 @@ class RobustSearchCV(BaseSearchCV):
             check_scalar(self.max_members, "max_members", Integral, min_val=1)
         rng = check_random_state(self.random_state)
         candidates = self._candidates(rng)
-        X, y = indexable(X, y)
+        X, y = indexable(*load_rows(X, y))
         params = _check_method_params(X, params=params)
         base = self._seeded(rng)
         labels, missing = split_labels(y)
@@ -281,7 +284,9 @@ class RobustSearchCV(BaseSearchCV):
                 "robustclf.noise.make_noise_corrected_scorer for a score of your own."
             )
         if not isinstance(self.transition, str):
-            self.transition_, self._classes = np.asarray(self.transition), None
+            self.transition_ = np.asarray(self.transition)
+            classes = getattr(self.transition, "classes", None)
+            self._classes = np.unique(labels) if classes is None else classes
             return
         if self.transition != "estimate":
             raise ValueError(
@@ -289,8 +294,8 @@ class RobustSearchCV(BaseSearchCV):
             )
         rows = np.flatnonzero(~missing)
         params = _check_method_params(X, params=params, indices=rows)
-        known = {name: value for name, value in params.items() if name != "groups"}
-        known |= groups_for(base, labels, params.get("groups"))
+        known = self._get_routed_params_for_fit(params).estimator.fit
+        known = known | groups_for(base, labels, params.get("groups"))
         proba = cross_val_predict(
             base,
             _safe_indexing(X, rows),
@@ -310,7 +315,11 @@ class RobustSearchCV(BaseSearchCV):
         if T is None:
             scorers: tuple[Any, Any] = super()._get_scorers()
             return scorers
-        return make_noise_corrected_scorer(T, classes=getattr(self, "_classes", None)), "score"
+        scorer: Any = make_noise_corrected_scorer(T, classes=getattr(self, "_classes", None))
+        if _routing_enabled():  # it stands for the score of the classifier
+            asked = final_step(self.estimator).get_metadata_routing().score.requests
+            scorer.set_score_request(sample_weight=asked["sample_weight"])
+        return scorer, "score"
 
     def _run(self, search: Search) -> list[Result]:
         """Return a result for each candidate and split, those of a candidate together."""

@@ -12,8 +12,11 @@ from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 
+from robustclf._registry import check_known
 from robustclf.losses._hyperparameters import check_integer
 from robustclf.noise.scoring import noise_corrected_accuracy
+
+RECORDED = ("train_loss", "valid_acc", "train_acc", "lr", "dur")  # train_acc where verbose
 
 
 class Stopping(BaseEstimator, EarlyStopping):
@@ -68,6 +71,12 @@ def make_stopping(early_stopping: Any) -> Callback | None:
     if isinstance(early_stopping, Integral):
         return AccuracyStopping(int(early_stopping))
     return copy.deepcopy(early_stopping)
+
+
+def check_monitor(stopping: Any) -> None:
+    """Raise ``ValueError`` for a rule of skorch that watches what no epoch records."""
+    if type(stopping) is EarlyStopping:  # a subclass may record what it watches
+        check_known("monitor of early_stopping", [stopping.monitor], RECORDED)
 
 
 def _mute(*args: Any, **kwargs: Any) -> None:

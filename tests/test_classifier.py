@@ -131,6 +131,8 @@ def test_weight_decay_shrinks_weights_but_not_biases(iris):
         ({"optimizer": "sam", "optimizer__rho": 0}, ValueError, r"rho must lie in \(0, inf\)"),
         ({"module": "mpl"}, ValueError, "unknown module 'mpl'.*did you mean 'mlp'"),
         ({"module__width": 3}, ValueError, "unknown parameter of module 'mlp' 'width'"),
+        ({"activation": None}, ValueError, "'activation' parameter.*Got None"),
+        ({"module": None}, ValueError, "'module' parameter.*Got None"),
         ({"activation": "rleu"}, ValueError, "unknown activation 'rleu'.*did you mean 'relu'"),
         (
             {"numeric_embedding": "period"},

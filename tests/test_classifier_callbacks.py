@@ -175,6 +175,14 @@ def test_an_interrupted_fit_leaves_a_usable_model(iris, hook, epoch, params):
     assert hasattr(clf, "oof_proba_") is ("cross_fit" in params)
 
 
+def test_an_interrupted_chunk_warns(iris):
+    clf = small(callbacks=[Interrupt(1, "epoch")])
+    with pytest.warns(UserWarning, match="partial_fit was interrupted; the model keeps"):
+        clf.partial_fit(*iris)
+    clf.partial_fit(*iris)
+    assert len(clf.history_) == 2
+
+
 @pytest.mark.parametrize("loss", ["ce", "gce"])
 def test_divergence_names_the_epoch_and_what_to_try(noisy_digits, loss):
     X, y, _ = noisy_digits

@@ -381,6 +381,13 @@ def test_columns_that_onnx_cannot_take(tmp_path, name, values, message):
 
 
 @pytest.mark.usefixtures("_onnx")
+def test_labels_beyond_int64_are_refused(tmp_path, numbers):
+    y = np.uint64(2**63) + np.arange(len(numbers), dtype=np.uint64) % 2
+    with pytest.raises(ValueError, match="classes of dtype uint64 have no ONNX form"):
+        small().fit(numbers, y).export_onnx(tmp_path / "model.onnx")
+
+
+@pytest.mark.usefixtures("_onnx")
 def test_a_transformer_of_ones_own(tmp_path, numbers, labels):
     clf = small(preprocess=StandardScaler()).fit(numbers, labels)
     with pytest.raises(ValueError, match=r"StandardScaler\(\) has no ONNX form: .* export_torch"):

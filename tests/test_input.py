@@ -308,6 +308,13 @@ def test_transformers_must_leave_finite_numbers(iris, value, container):
         small(preprocess=None).fit(container(X), y).predict(container(with_value(X, 1e39)))
 
 
+@pytest.mark.parametrize("preprocess", [None, StandardScaler()], ids=str)
+def test_without_preprocessing_masked_numbers_are_missing(iris, preprocess):
+    masked = np.ma.masked_greater(iris[0], 6)
+    with pytest.raises(ValueError, match=r"NaN|nan"):
+        small(preprocess=preprocess).fit(masked, iris[1])
+
+
 def test_transformers_that_learn_from_labels_are_refused(iris):
     with pytest.raises(ValueError, match=r"TargetEncoder\(\) learns from labels.*in a Pipeline"):
         small(preprocess=TargetEncoder()).fit(*iris)

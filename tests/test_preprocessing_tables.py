@@ -230,6 +230,8 @@ FIT_ERRORS = [
     ({}, pl.DataFrame(), ValueError, "Found array with 0 "),
     ({}, np.ones(3), ValueError, "Expected 2D array, got 1D array instead"),
     ({}, np.ones((2, 2)) * 1j, ValueError, "Complex data not supported"),
+    ({}, frame_of(a=[1j, 2j]), TypeError, "Column 'a' must be numeric, as it was in training or"),
+    ({"categorical_features": 0}, np.eye(2), ValueError, "categorical_features=0 is not known"),
 ]
 
 
@@ -286,6 +288,30 @@ def test_errors_in_transform(train, X, error, message):
     encoder = TabularEncoder().fit(train)
     with pytest.raises(error, match=re.escape(message)):
         encoder.transform(X)
+
+
+def test_values_of_another_kind_than_the_category_are_refused():
+    text = pd.DataFrame({"zip": ["1", "2", "x"]})
+    encoder = TabularEncoder().fit(text)
+    message = "Column 'zip' is a category of str values such as '1', got 2 of type int: read it as"
+    with pytest.raises(TypeError, match=message):
+        encoder.transform(pd.DataFrame({"zip": [2, 2]}))
+    for gap in ([np.nan], [None], ["new"]):
+        assert not encoder.transform(pd.DataFrame({"zip": gap})).any()
+    numbers = TabularEncoder(categorical_features=[0]).fit([[1], [2]])
+    with pytest.raises(TypeError, match="of int values such as 1, got '2' of type str"):
+        numbers.transform(np.array([["2"]], dtype=object))
+    assert not numbers.transform([[3.0]]).any()
+
+
+def test_masked_values_are_missing():
+    X = np.ma.array([[1, 5], [2, 6], [4, 7], [8, 99]], mask=[[0, 0]] * 3 + [[0, 1]])
+    encoder = TabularEncoder().fit(X)
+    filled = X.astype(float).filled(np.nan)
+    np.testing.assert_array_equal(encoder.transform(X), TabularEncoder().fit_transform(filled))
+    assert encoder.get_feature_names_out().tolist() == ["x0", "x1", "missingindicator_x1"]
+    text = np.ma.array([["a"], ["b"]], mask=[[0], [1]])
+    assert TabularEncoder().fit_transform(text).tolist() == [[1, 0], [0, 1]]
 
 
 def test_not_fitted():

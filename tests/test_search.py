@@ -21,8 +21,9 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from torch.utils.data import TensorDataset
 
-from robustclf import RobustClassifier
+from robustclf import ArraySource, RobustClassifier
 from robustclf._net import DivergenceError
 from robustclf._stack import Stack
 from robustclf.model_selection import RobustSearchCV
@@ -176,6 +177,30 @@ def test_groups_that_are_routed():
         found = search.fit(X, Y, groups=GROUPS)
     other = RobustSearchCV(clf, {"lr": [0.01, 0.1]}, cv=GroupKFold(3)).fit(X, Y, groups=GROUPS)
     assert np.array_equal(found.predict_proba(X), other.predict_proba(X))
+
+
+@pytest.mark.parametrize("transition", [None, "estimate"])
+def test_groups_that_are_routed_through_a_pipeline(transition):
+    clf = small(strategy="group_dro")
+    pipe, grid = Pipeline([("scale", StandardScaler()), ("clf", clf)]), {"clf__lr": [0.01, 0.1]}
+    options = {"cv": GroupKFold(3), "transition": transition}
+    other = RobustSearchCV(clone(pipe), grid, **options).fit(X, Y, groups=GROUPS)
+    with config_context(enable_metadata_routing=True):
+        clf.set_fit_request(groups=True)
+        found = RobustSearchCV(pipe, grid, **options).fit(X, Y, groups=GROUPS)
+    assert np.array_equal(found.predict_proba(X), other.predict_proba(X))
+    assert found.best_score_ == pytest.approx(other.best_score_)
+
+
+def test_a_source_is_loaded():
+    options = {"param_grid": {"lr": [0.01, 0.1]}, "cv": CV}
+    other = RobustSearchCV(small(), **options).fit(X, Y)
+    rows = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    for source, y in ((ArraySource(X), Y), (rows, None)):
+        found = RobustSearchCV(small(), **options).fit(source, y)
+        assert np.array_equal(found.predict_proba(X), other.predict_proba(X))
+    with pytest.raises(TypeError, match="is it ParquetSource"):
+        RobustSearchCV(small(), **options).fit("rows.parquet", Y)
 
 
 def test_early_stopping_of_each_candidate():
@@ -424,6 +449,27 @@ def test_the_transition_can_be_estimated():
     again = clone(search).set_params(transition=search.transition_)
     again.fit(X, NAMES[Y], groups=GROUPS, sample_weight=WEIGHT)
     assert again.best_score_ == pytest.approx(search.best_score_)
+
+
+def test_a_transition_of_other_classes_is_refused_before_training(monkeypatch):
+    monkeypatch.setattr(Stack, "train", None)
+    with pytest.raises(ValueError, match="transition is 2 x 2 for 3 classes"):
+        RobustSearchCV(small(), {"lr": [0.02]}, cv=CV, transition=np.eye(2)).fit(X, Y)
+
+
+def test_a_corrected_score_asks_for_weights_as_the_classifier_does():
+    T, grid = uniform_transition(0.3, n_classes=3), {"lr": [0.001, 0.02]}
+    with config_context(enable_metadata_routing=True):
+        clf = small().set_fit_request(sample_weight=True)
+        found = [
+            RobustSearchCV(clone(clf).set_score_request(sample_weight=asked), grid, transition=T)
+            .fit(X, Y, sample_weight=WEIGHT)
+            .cv_results_["mean_test_score"]
+            for asked in (False, True)
+        ]
+    other = RobustSearchCV(small(), grid, transition=T).fit(X, Y, sample_weight=WEIGHT)
+    assert np.allclose(found[1], other.cv_results_["mean_test_score"])
+    assert not np.allclose(found[0], found[1])
 
 
 def test_a_fit_without_a_transition_forgets_that_of_a_former_fit():

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping, EpochScoring
 from skorch.history import History
 
 from robustclf import RobustClassifier
@@ -403,6 +403,16 @@ def test_what_early_stopping_can_be(iris, value):
     message = "'early_stopping' parameter .* an int in the range .* or an object implementing 'on_e"
     with pytest.raises(ValueError, match=message):
         small(early_stopping=value).fit(*iris)
+
+
+def test_what_skorch_watches_has_to_be_recorded(iris):
+    stop = EarlyStopping(patience=2, sink=lambda text: None)
+    message = "unknown monitor of early_stopping 'valid_loss', allowed are 'train_loss'"
+    with pytest.raises(ValueError, match=message):
+        RobustClassifier(loss="gce", early_stopping=stop).fit(*iris)
+    loss = EpochScoring("neg_log_loss", name="valid_loss", lower_is_better=False)
+    clf = RobustClassifier(loss="gce", early_stopping=stop, callbacks=[loss], max_epochs=3)
+    assert len(clf.fit(*iris).history_[:, "valid_loss"]) <= 3
 
 
 def test_stopping_needs_all_rows_at_once(iris):

@@ -552,6 +552,17 @@ def test_a_dataset_is_fitted_as_its_rows(table, kind):
     assert_array_equal(small.predict_proba(X), quick().fit(X, y).predict_proba(X))
 
 
+@pytest.mark.parametrize("kind", [Items, Stream])
+@pytest.mark.parametrize("buffer", [BUFFER, "auto"])
+def test_a_gap_among_the_labels_of_a_dataset_is_no_class(table, kind, buffer):
+    X, y = table
+    labels = np.array(["a", "b", "c"])[y].tolist()
+    labels[0] = np.nan
+    with pytest.warns(UserWarning, match="1 of 600 rows have no label"):
+        clf = quick().fit(DatasetSource(kind(X, labels), shuffle_buffer=buffer))
+    assert clf.classes_.tolist() == ["a", "b", "c"]
+
+
 def test_labels_beside_a_dataset_spare_a_pass(table):
     X, y = table
     stream = Stream(X, np.full(N, 7))

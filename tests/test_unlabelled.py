@@ -72,6 +72,51 @@ def test_integers_beside_gaps_stay_integers(column):
     assert split_labels(column(large))[0].tolist() == large[::2]
 
 
+@pytest.mark.parametrize("gap", [np.nan, None, pd.NA])
+def test_a_gap_in_a_list_of_text_is_no_class(iris, gap):
+    labels = NAMES[iris[1]].tolist()
+    labels[3] = gap
+    with pytest.warns(UserWarning, match="1 of 150 rows have no label"):
+        clf = RobustClassifier(**SMALL).fit(iris[0], labels)
+    assert clf.classes_.tolist() == sorted(NAMES)
+    assert split_labels(["a", "b"])[0].dtype.kind == "U"
+    with pytest.raises(ValueError, match=r"labels of one type, got a mix of \['int', 'str'\]"):
+        split_labels(["a", 1, "b"])
+    with pytest.raises(ValueError, match="groups is missing for 1 of 150"):
+        RobustClassifier(strategy="group_dro", **SMALL).fit(*iris, groups=labels)
+    mixed = [1, *labels[1:3], *labels[4:], "a"]
+    with pytest.raises(ValueError, match=r"groups must be of one type, .* \['int', 'str'\]"):
+        RobustClassifier(strategy="group_dro", **SMALL).fit(*iris, groups=mixed)
+
+
+def test_masked_labels_are_missing():
+    known, missing = split_labels(np.ma.array([0, 1, 9, 1], mask=[0, 0, 1, 0]))
+    assert (known.dtype.kind, known.tolist()) == ("i", [0, 1, 1])
+    assert missing.tolist() == [False, False, True, False]
+
+
+def test_text_of_variable_width():
+    labels = np.array(["b", "a", "b"], dtype=np.dtypes.StringDType())
+    assert split_labels(labels)[0].tolist() == ["b", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["b", "a", np.nan, "c"],
+        np.array(["c", None, "a", "b"], dtype=object),
+        pd.Series(["a", pd.NA, "b", "c"]),
+    ],
+    ids=["list", "array", "pandas"],
+)
+def test_a_missing_label_is_none_of_the_classes_to_come(iris, classes):
+    labels = np.array(["a", "b", "c"])[iris[1]]
+    clf = RobustClassifier(**SMALL).partial_fit(*(iris[0], labels), classes=classes)
+    assert clf.classes_.tolist() == ["a", "b", "c"]
+    numbers = RobustClassifier(**SMALL).partial_fit(*iris, classes=[0, 1, np.nan, 2])
+    assert numbers.classes_.tolist() == [0, 1, 2]
+
+
 def test_minus_one_of_two_values_is_a_class(iris):
     X, y = iris[0][:100], iris[1][:100]
     for values in ([-1, 1], [-1, 0], [1, -1]):

@@ -156,6 +156,13 @@ def column_copies(data: Any, positions: list[int]) -> Iterator[NDArray[Any]]:
         yield from memory[: len(block)]
 
 
+def unmasked(X: Any) -> Any:
+    """Return the rows of a masked array with NaN where they are masked; any other X as it is."""
+    if not isinstance(X, np.ma.MaskedArray):
+        return X
+    return np.ma.filled(X.astype(np.float64 if X.dtype.kind in "biuf" else object), np.nan)
+
+
 def is_category(column: Any) -> bool:
     """Tell whether the dtype, or for objects the values, make a column a category."""
     if isinstance(column, nw.Series):
@@ -201,6 +208,8 @@ def as_numbers(column: Any, name: str) -> NDArray[Any]:
 
 
 def to_float(values: NDArray[Any]) -> NDArray[np.float64]:
+    if values.dtype.kind == "c":
+        raise TypeError("complex numbers are not supported")
     try:
         return values.astype(np.float64)
     except TypeError:  # numpy knows None, but not the missing value of pandas
@@ -241,9 +250,18 @@ def numbered(values: list[Any]) -> Table:
 def codes_of(column: Any, table: Table, name: str) -> NDArray[np.int32]:
     values = values_of(column)
     try:
-        return np.fromiter(map(table.__getitem__, values), np.int32, len(values))
+        codes = np.fromiter(map(table.__getitem__, values), np.int32, len(values))
     except TypeError as error:
         refuse_mixture(values, name, error)
+    known = next((value for value in table if value is not None), None)
+    unknown = {values[i] for i in np.flatnonzero(codes == 0)}
+    for value in unknown if known is not None else ():
+        if isinstance(value, str) != isinstance(known, str) and not is_missing(value):
+            raise TypeError(
+                f"Column {name!r} is a category of {type(known).__name__} values such as "
+                f"{known!r}, got {value!r} of type {type(value).__name__}: read it as for training."
+            )
+    return codes
 
 
 def refuse_mixture(values: list[Any], name: str, error: TypeError) -> NoReturn:

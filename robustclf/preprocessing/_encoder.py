@@ -1,5 +1,6 @@
 """The encoder: rows validated, columns told apart, one array written."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ from robustclf.preprocessing._columns import (
     spread_of,
     symlog,
     table_of,
+    unmasked,
 )
 
 
@@ -194,6 +196,8 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
         ------
         ValueError
             If the columns differ from those of training, or as in `fit`.
+        TypeError
+            As in `fit`, and if a category of strings has another kind of value, or the reverse.
         """
         if (
             type(X) is np.ndarray
@@ -258,7 +262,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
             check_array(np.broadcast_to(False, frame.shape), estimator=self)  # not empty
             return [frame[:, j] for j in range(frame.shape[1])]
         if not sp.issparse(X):
-            given = X
+            given = unmasked(X)
             X = validate_data(self, given, reset=reset, dtype=None, ensure_all_finite=False)
             if X.dtype.kind in "SU" and not hasattr(given, "dtype"):
                 X = np.asarray(given, dtype=object)  # in a list, numpy turns a NaN into text
@@ -342,7 +346,7 @@ class TabularEncoder(TransformerMixin, BaseEstimator):
     def _categorical_mask(self, data: Any) -> NDArray[np.bool_]:
         """Resolve `categorical_features` to a mask of the input columns."""
         chosen, mask = self.categorical_features, np.zeros(self.n_features_in_, dtype=bool)
-        if isinstance(chosen, str):
+        if isinstance(chosen, str) or not (chosen is None or isinstance(chosen, Iterable)):
             if chosen != "from_dtype":
                 raise ValueError(
                     f"categorical_features={chosen!r} is not known: use 'from_dtype', None, or a "

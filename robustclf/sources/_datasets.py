@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from robustclf._rows import exact
 from robustclf.sources._base import Source
 
 
@@ -96,7 +97,7 @@ class DatasetSource(Source):
             If an item is no pair ``(x, y)``.
         """
         parts = [_labels(items) for items in self._items(self.chunk_rows)]
-        self._labels = np.array([label for part in parts for label in part])
+        self._labels = exact([label for part in parts for label in part])
         self.n_rows = len(self._labels)
         return self._labels
 
