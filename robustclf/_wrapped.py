@@ -98,10 +98,8 @@ class WrappedClassifier(ClassifierMixin, Wrapper):
         return label_proba(self.estimator_, X)
 
 
-class MostProbable:
-    """Mixin of what predicts by its probabilities, which are what it calibrates or certifies."""
-
-    classes_: NDArray[Any]
+class MostProbable(WrappedClassifier):
+    """Base class of what predicts by its probabilities, which it calibrates or certifies."""
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable class.
@@ -116,6 +114,6 @@ class MostProbable:
         -------
         labels : ndarray of shape (n_samples,)
         """
-        proba = self.predict_proba(X)  # type: ignore[attr-defined]
-        labels: NDArray[Any] = self.classes_[proba.argmax(axis=1)]
+        most_probable = self.predict_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[most_probable]
         return labels

@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, has_fit_parameter
 
 from robustclf._held_out import class_proba, generator, hold_out
-from robustclf._wrapped import CALIBRATION_CONSTRAINTS, MostProbable, WrappedClassifier
+from robustclf._wrapped import CALIBRATION_CONSTRAINTS, MostProbable
 from robustclf.calibration._maps import Calibrating, RowTemperature, Temperature, Vector
 from robustclf.calibration._views import Views, view_features
 from robustclf.noise._given import NOISE_CONSTRAINTS, check_noise, given_transition
@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 TINY = 1e-12  # a probability that is as good as none
 
 
-class RobustCalibrator(MostProbable, WrappedClassifier):
+class RobustCalibrator(MostProbable):
     r"""Calibrate a classifier for the true labels, with labels of which some are wrong.
 
     Calibration to noisy labels learns the noise too: it makes a classifier that is rightly sure
