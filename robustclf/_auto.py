@@ -22,12 +22,14 @@
    Forests and kernels fitted to the labels as they are say how probable a *given* label is: for
    one scale with the others, uniform noise of the estimated rate is undone in them, which changes
    how sure they are, not what they predict.
-7. "filtered" is fitted once more, to the rows that the mixture confirms, and keeps its weight.
+7. "filtered" is fitted once more, to the rows that the mixture confirms, and keeps its weight;
+   the fully grown forest, of which a hundred trees are enough to judge it, gets three hundred times
+   its weight, if that is more.
 
 No label is changed, and the filter is made anew within each fold, so that steps 2 and 3 stay
 honest: no model has seen the label of a row that judges it, not even through a target or a choice
 of other rows. What knows no label, encoder and kernel features, is of all rows. The mixture's
-choice has seen it, so that step 7 is not judged; and with ``cross_fit``, where out-of-fold
+choice has seen it, so that its refit is not judged; and with ``cross_fit``, where out-of-fold
 probabilities are to be those of the model that predicts, it is left out. Without noise T is near
 the identity and nothing is lost.
 """
@@ -82,7 +84,7 @@ FOLDS = 5
 ROUNDS = 2  # of estimating T and undoing it
 NEGLIGIBLE = 0.01  # weight of a model that is not kept
 LEAST = 20  # epochs; of a network trained through T up to twice as many
-MOST_NUMBERS = 6_500_000  # that it sees for that: longer trainings of large tables are too dear
+MOST_NUMBERS = 6_500_000  # that it sees for that; an embedding that would see more is too dear
 DEEPER = (128, 128, 128)  # layers of the one with an embedding, then
 MOST_COLUMNS = 100  # beyond which an embedding of each is too dear
 LARGE = 1_000_000  # numbers, from which on so many columns are worth wider networks
@@ -109,6 +111,7 @@ SHALLOW: dict[str, Any] = {
     "linear_kernel": KernelLeastSquares(0.01),
     "filtered": Filtered(),
 }
+TREES = 300  # of "deep_forest" where it predicts alone
 FILTERS = ("kernel", "smooth_kernel")  # that of less error chooses the rows of "filtered"
 AS_GIVEN = ("forest", "extra_trees", "deep_forest", "kernel", "smooth_kernel", "linear_kernel")
 UNDONE = tuple(name for name in AS_GIVEN if name != "deep_forest")  # enter again, noise undone
@@ -178,9 +181,10 @@ class Auto:
         tried += corrected
         transition = labels.transition(tried)
         longer = round(LEAST * (2 - labels.rate(labels.mixed(tried)).rate))
-        longer = min(longer, MOST_NUMBERS // max(self._size(), 1))
+        most = MOST_NUMBERS // max(self._size(), 1)
+        longer = min(longer, most)
         networks = [t for t in tried if t.learned]
-        if longer < LEAST:
+        if most < 2 * LEAST:
             networks = [t for t in networks if "numeric_embedding" not in t.params] or networks
         ranked = sorted(networks, key=lambda t: -labels.accuracy(t.oof))
         for best in ranked[: FORWARD[self.clf.budget]]:
@@ -307,6 +311,26 @@ class Auto:
         seconds = tried.seconds + time.perf_counter() - started
         return replace(tried, model=Shallow(estimator, labels.n_classes), seconds=seconds)
 
+    def _grown(self, tried: Tried, weight: float) -> Tried:
+        """Give a forest that much depends on more trees: what it says varies less."""
+        forest, trees = tried.model.estimator, round(TREES * weight)
+        if trees <= forest.n_estimators:
+            return tried
+        started = time.perf_counter()
+        labels, rows = self.labels, self.labels.rows
+        others = np.flatnonzero(labels.folds < 0)
+        forest.set_params(n_estimators=trees, warm_start=True, n_jobs=torch.get_num_threads())
+        with fits_of_trees_and_kernels():
+            forest.fit(self.x[rows], labels.codes[rows], labels.weight[rows])
+        forest.set_params(warm_start=False, n_jobs=None)
+        oof = np.empty_like(tried.oof)
+        oof[rows] = tried.model.corrected(tried.model.out_of_bag(self.x[rows]))
+        if len(others):
+            oof[others] = tried.model.proba(self.x[others])
+        seconds = tried.seconds + time.perf_counter() - started
+        params = tried.params | {"n_estimators": trees}
+        return replace(tried, oof=oof, seconds=seconds, params=params)
+
     def _weighed(self, tried: list[Tried]) -> tuple[NoiseRate, Floats, list[Tried]]:
         """Return the share of wrong labels, the weights of models, and models of one scale."""
         labels = self.labels
@@ -324,6 +348,10 @@ class Auto:
     def _learned(self, tried: list[Tried], transition: Floats) -> dict[str, Any]:
         labels = self.labels
         rate, weights, tried = self._weighed(tried)
+        tried = [
+            self._grown(t, w) if t.name == "deep_forest" else t
+            for t, w in zip(tried, weights, strict=True)
+        ]
         oof = mixed(weights, tried)
         if self.clf.cross_fit is None:
             tried = [

@@ -315,6 +315,27 @@ def test_a_network_through_the_matrix_learns_longer_the_fewer_labels_are_wrong(i
     assert not any("max_epochs" in c.params for c in report.candidates)
 
 
+@pytest.mark.parametrize("cross_fit", [None, 3])
+def test_a_fully_grown_forest_that_predicts_alone_has_more_trees(monkeypatch, cross_fit):
+    """Rows that are there three times are known to nothing else; the outcome is as of one fit."""
+    rng = np.random.default_rng(0)
+    X, y = np.repeat(rng.normal(size=(200, 4)), 3, axis=0), np.repeat(rng.integers(2, size=200), 3)
+    y = np.where(np.arange(len(y)) % 20, y, -1)
+    fits, forest = [], _auto.SHALLOW["deep_forest"]
+    for at_first in (20, 40):
+        monkeypatch.setattr(_auto, "TREES", 40)
+        monkeypatch.setitem(_auto.SHALLOW, "deep_forest", forest.set_params(n_estimators=at_first))
+        with pytest.warns(UserWarning, match="have no label"):
+            fits.append(auto(max_epochs=1, cross_fit=cross_fit).fit(X, y))
+        first, *_ = fits[-1].auto_report_.candidates
+        assert (first.name, first.weight) == ("deep_forest", 1.0)
+        assert first.params["n_estimators"] == 40
+    grown, whole = fits
+    assert_array_equal(grown.predict_proba(X), whole.predict_proba(X))
+    assert_array_equal(grown.oof_proba_, whole.oof_proba_)
+    assert grown.auto_report_.accuracy == whole.auto_report_.accuracy
+
+
 def test_an_embedding_goes_through_the_matrix_deeper_unless_there_are_many_numbers(
     iris, monkeypatch
 ):
@@ -329,10 +350,10 @@ def test_an_embedding_goes_through_the_matrix_deeper_unless_there_are_many_numbe
         learned = {c.name: c.params.get("hidden") for c in report.candidates if "loss" in c.params}
         return {name: learned[name] for name in learned.keys() - _auto.NETWORKS.keys()}
 
-    monkeypatch.setattr(_auto, "MOST_NUMBERS", 3 * X.size)
+    monkeypatch.setattr(_auto, "MOST_NUMBERS", 6 * X.size)
     assert widths_through_the_matrix() == {"periodic corrected": (128, 128, 128)}
     assert widths_through_the_matrix(hidden=(16,)) == {"periodic corrected": None}
-    monkeypatch.setattr(_auto, "MOST_NUMBERS", 3 * X.size - 1)
+    monkeypatch.setattr(_auto, "MOST_NUMBERS", 6 * X.size - 1)
     assert widths_through_the_matrix() == {"resnet corrected": (96,)}
 
 
