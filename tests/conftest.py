@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris
 
-from robustclf import list_strategies, make_strategy
+from robustclf import _auto, list_strategies, make_strategy
 from robustclf._net import Criterion, RobustNet
 from robustclf._training_set import TrainingSet
 from robustclf.losses import make_loss
@@ -20,6 +21,19 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_trees():
+    """Make the portfolio of loss="auto" quick: most of the time of a small fit goes into trees."""
+    small = {name: clone(model) for name, model in _auto.SHALLOW.items()}
+    for model in small.values():
+        if "n_estimators" in model.get_params():
+            model.set_params(n_estimators=10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_auto, "SHALLOW", small)
+        patch.setattr(_auto, "TREES", 10)
+        yield
 
 
 @pytest.fixture

@@ -30,14 +30,6 @@ from robustclf.sources import ArraySource
 from robustclf.strategies import GroupLasso, LabelSmoothing
 
 
-@pytest.fixture(autouse=True)
-def _few_trees(monkeypatch):
-    small = {name: clone(f) for name, f in _auto.SHALLOW.items()}
-    for name in ("forest", "extra_trees", "deep_forest"):
-        small[name].set_params(n_estimators=20)
-    monkeypatch.setattr(_auto, "SHALLOW", small)
-
-
 def auto(**params):
     quick = {"budget": "fast", "hidden": (16,), "max_epochs": 4, "random_state": 0}
     return RobustClassifier(**{"loss": "auto"} | quick | params)

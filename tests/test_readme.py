@@ -27,6 +27,11 @@ DECIMAL = re.compile(r"\d+\.\d+")
 SECONDS = re.compile(r" +\d+\.\d(?= seconds|$)", re.M)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_trees():
+    """Leave the portfolio as users have it."""
+
+
 def run_example(code):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(code, {})
