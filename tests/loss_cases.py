@@ -75,6 +75,8 @@ CASES |= {
     "normalized negative nce": NormalizedNegative("nce"),
     "2 gce + nce": 2 * GeneralizedCrossEntropy() + make_loss("nce"),
     "ce + ldr_kl": CrossEntropy() + LabelRobustKL(),
+    "ce + bi_tempered": CrossEntropy() + BiTempered(),
+    "2 bi_tempered": 2 * BiTempered(),
     "z_loss + backward": ZLoss() + BackwardCorrected("mae", UNIFORM),
     "normalized sum": Normalized(Sum(["ce", "gce"], [0.5, 2.0])),
     "normalized ldr_kl": Normalized(LabelRobustKL(1.0, 0.5, "none")),

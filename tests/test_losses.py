@@ -472,7 +472,12 @@ def test_base_classes_leave_the_formula_to_subclasses(base):
 
 
 @pytest.mark.parametrize(
-    ("inner", "logits"), [("squentropy", [30.0, -30.0, 0.0]), ("evidential", [5.0, 5.0, 5.0])]
+    ("inner", "logits"),
+    [
+        ("squentropy", [30.0, -30.0, 0.0]),
+        ("evidential", [5.0, 5.0, 5.0]),
+        ("truncated_gce", [0.0, 0.0, 0.0]),
+    ],
 )
 def test_normalized_negative_is_one_where_all_labels_are_beyond_the_bound(inner, logits):
     loss, x = NormalizedNegative(inner), torch.tensor([logits])

@@ -70,6 +70,7 @@ def test_generalized_cross_entropy_tends_to_cross_entropy(loss, q):
         (PHuberCrossEntropy(1.0), "mae"),
         (PHuberCrossEntropy(1e9), "ce"),
         (PHuberGeneralizedCrossEntropy(0.4, 1e9), GeneralizedCrossEntropy(0.4)),
+        (PHuberGeneralizedCrossEntropy(0.999, 50.0), GeneralizedCrossEntropy(0.999)),
         (Clipped("ce", 0.1), PHuberCrossEntropy(10.0)),
         (Clipped("ce", 0.5), PHuberCrossEntropy(2.0)),
         (Clipped("gce", 4 ** (1 / -0.3)), PHuberGeneralizedCrossEntropy(0.7, 4.0)),

@@ -62,6 +62,10 @@ from robustclf.losses._base import LOSSES
         (CompSum(-1), r"^tau must lie in \[0, inf\), got -1$"),
         (TaylorCrossEntropy(0), r"^t must lie in \[1, inf\), got 0$"),
         (TaylorCrossEntropy(2.0), r"^t must be a whole number in \[1, inf\), got 2.0 \(a float\)$"),
+        (
+            TaylorCrossEntropy(True),
+            r"^t must be a whole number in \[1, inf\), got True \(a bool\)$",
+        ),
         (TaylorCrossEntropy(1.5), r"^t must be a whole number in \[1, inf\), got 1.5$"),
         (Poly1(-2), r"^epsilon must lie in \[-1, inf\), got -2$"),
         (PHuberCrossEntropy(0.5), r"^tau must lie in \[1, inf\), got 0.5$"),

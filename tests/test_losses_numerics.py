@@ -21,13 +21,16 @@ from loss_cases import (
 from torch.testing import assert_close
 
 from robustclf.losses import (
+    AdaptiveLabelRobustKL,
     BackwardCorrected,
     BiTempered,
+    Clipped,
     CrossEntropy,
     Focal,
     ForwardCorrected,
     GeneralizedCrossEntropy,
     JensenShannon,
+    LabelRobustKL,
     LabelRobustTopK,
     LogitAdjusted,
     MeanAbsoluteError,
@@ -134,6 +137,39 @@ def test_confident_mistakes_keep_their_gradient(gap):
     for loss in losses:
         (grad,) = torch.autograd.grad(loss(logits, torch.tensor([1])).sum(), logits)
         assert_close(grad, torch.tensor([[1.0, -1.0]]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("lam", [0.01, 0.1, 10.0])
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_label_robust_loss_keeps_its_digits_whatever_the_margin(lam, n_classes):
+    f = draw(50, n_classes, scale=5.0).requires_grad_()
+    gap = f.unsqueeze(-2) - f.unsqueeze(-1) + 2.0 * (1 - torch.eye(n_classes).double())
+    expected = lam * ((gap / lam).logsumexp(-1) - math.log(n_classes))
+    single = f.detach().float().requires_grad_()
+    value = LabelRobustKL(lam, 2.0, "none").per_label(single)
+    assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
+    (grad,) = torch.autograd.grad(value.sum(), single)
+    assert_close(grad.double(), torch.autograd.grad(expected.sum(), f)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalization", ["softplus", "l1", "none"])
+def test_adaptive_label_robust_loss_of_sure_predictions_is_finite(normalization):
+    logits = torch.tensor([[8.0, -8.0, -8.0], [2.0, 0.0, 0.0]], requires_grad=True)
+    value = AdaptiveLabelRobustKL(0.1, 1.1, 2.0, normalization)(logits, torch.tensor([0, 0]))
+    (grad,) = torch.autograd.grad(value.sum(), logits)
+    assert value.isfinite().all()
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("inner", ["nfl", "nfl+rce", "anl_fl", "logit_clipped"])
+@pytest.mark.parametrize("gap", [0.0, 20.0, 200.0])
+def test_clipped_losses_have_a_gradient_where_nothing_is_clipped(inner, gap):
+    logits = torch.tensor([[gap, 0.0]], requires_grad=True)
+    (grad,) = torch.autograd.grad(Clipped(inner, 0.3)(logits, torch.tensor([0])).sum(), logits)
+    (expected,) = torch.autograd.grad(make_loss(inner)(logits, torch.tensor([0])).sum(), logits)
+    if gap:
+        assert_close(grad, expected)
+    assert grad.isfinite().all()
 
 
 @each_loss

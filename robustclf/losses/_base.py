@@ -340,7 +340,6 @@ class Sum(Loss):
     bounded = property(lambda self: self._all("bounded"))
     symmetric = property(lambda self: self._all("symmetric"))
     convex = property(lambda self: self._all("convex"))
-    proper = property(lambda self: self._all("proper"))
     pointwise = property(lambda self: self._all("pointwise"))
     takes_log_p = property(lambda self: self._all("takes_log_p"))
     labelwise = property(lambda self: self._all("labelwise") and self.takes_log_p)
@@ -348,6 +347,11 @@ class Sum(Loss):
     needs_memory = property(lambda self: any(loss.needs_memory for loss in self._losses()))
     stochastic = property(lambda self: any(loss.stochastic for loss in self._losses()))
     n_members = property(lambda self: math.lcm(*(loss.n_members for loss in self._losses())))
+
+    @property
+    def proper(self) -> bool:
+        """Whether every term is, and all read the softmax: others read other probabilities."""
+        return self._all("proper") and (self.takes_log_p or len(self.losses) == 1)
 
     def check(self, n_classes: int) -> None:
         """Check the weights and every term."""

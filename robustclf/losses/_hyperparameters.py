@@ -53,9 +53,9 @@ def every(value: Scalar, condition: Callable[[Tensor], Tensor]) -> bool:
 def check_integer(name: str, value: int | Tensor, interval: str) -> None:
     """Raise a ValueError unless all of `value` are whole numbers in `interval`."""
     check_range(name, value, interval)
-    whole = every(value, lambda x: x == x.round())
-    if not whole or not isinstance(value, Integral | Tensor):
-        kind = " (a float)" if whole else ""
+    whole = every(value, lambda x: x % 1 == 0)
+    if not whole or not isinstance(value, Integral | Tensor) or isinstance(value, bool):
+        kind = f" (a {type(value).__name__})" if whole else ""
         raise ValueError(f"{name} must be a whole number in {interval}, got {value!r}{kind}")
 
 

@@ -125,7 +125,7 @@ class NormalizedNegative(Wrapper):
         if not self.inner.pointwise:
             return _positive((worst - self.inner.values(x)).relu().sum(-1, keepdim=True))
         # a loss that falls with p_y reaches A where p_y reaches p_min
-        return x.shape[-1] * worst - self.inner.total(at_least(x, log(self.p_min)))
+        return _positive(x.shape[-1] * worst - self.inner.total(at_least(x, log(self.p_min))))
 
     def _worst(self, x: Tensor) -> Tensor:
         """Loss of a label of probability p_min."""

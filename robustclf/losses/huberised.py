@@ -93,8 +93,9 @@ class PHuberGeneralizedCrossEntropy(PointwiseLoss):
 
     def of_log_p(self, log_p: Tensor) -> Tensor:
         """Loss as an elementwise function of log p."""
+        log_theta = log(self.tau) / (self.q - 1)  # theta itself may be too small for a number
+        gce = -torch.expm1(self.q * at_least(log_p, log_theta)) / self.q
         theta = self.tau ** (1 / (self.q - 1))
-        gce = -torch.expm1(self.q * at_least(log_p, log(theta))) / self.q
         return gce + self.tau * (theta - log_p.exp()).relu()
 
 
@@ -244,17 +245,16 @@ class Clipped(Wrapper):
         """Loss at the labels `index`, `(..., 1)`."""
         if self.inner.pointwise:
             return self.of(x.gather(-1, index), x)
-        log_p = log_softmax(x).gather(-1, index)
+        p_y = log_softmax(x).gather(-1, index).exp()
+        below = p_y < self.theta
+        low = torch.where(below, x, 0.0)  # at p_y = 1 the slope of the slope may be infinite
+
+        def raised(z_y: Tensor) -> Tensor:
+            return low.scatter(-1, index, z_y)
+
         log_theta = like(log(self.theta), x)
-
-        def raised(by: Tensor) -> Tensor:
-            return self.inner.at_label(x.scatter_add(-1, index, by), index)
-
-        by = _logit(log_theta) - _logit(log_p.minimum(log_theta))
-        tau = -torch.func.grad(lambda by: raised(by).sum())(by) / (self.theta * (1 - self.theta))
-        linear: Tensor = tau * (self.theta - log_p.exp()).relu()
-        return raised(by) + linear
-
-
-def _logit(log_p: Tensor) -> Tensor:
-    return log_p - torch.log(-torch.expm1(log_p))
+        others = raised(torch.full_like(p_y, -torch.inf)).logsumexp(-1, keepdim=True)
+        z_y = others + log_theta - torch.log(-torch.expm1(log_theta))  # at which p_y is theta
+        slope = torch.func.grad(lambda z_y: self.inner.at_label(raised(z_y), index).sum())(z_y)
+        linear: Tensor = -slope / (self.theta * (1 - self.theta)) * (self.theta - p_y).relu()
+        return self.inner.at_label(torch.where(below, raised(z_y), x), index) + linear

@@ -67,13 +67,15 @@ class LabelRobust(Loss):
         return scores if isinstance(divisor, float) and divisor == 1 else scores / divisor
 
 
-def _worst_case(log_q: Tensor, margin: Scalar, lam: Scalar, n_classes: int) -> Tensor:
-    """LDR-KL loss of a label, given log softmax(f / lambda) there.
-
-    The margin c enters all terms of the sum but the label's own, so c and a correction do.
-    """
-    own = torch.exp(log_q) * torch.expm1(like(-margin / lam, log_q))
-    return margin + lam * (torch.log1p(own) - log_q - math.log(n_classes))
+def _worst_case(log_q_y: Tensor, log_q: Tensor, margin: Scalar, lam: Scalar) -> Tensor:
+    """LDR-KL loss of the labels whose entries of log softmax(f / lambda) are `log_q_y`."""
+    top = log_q.detach().max(-1, keepdim=True).indices
+    below_top = log_q.scatter(-1, top, -math.inf).logsumexp(-1, keepdim=True)
+    # log(1 - q_y) has no digits left where q_y is near 1, as that of the top label alone can be
+    others = torch.log(-torch.expm1(log_q_y.clamp_max(-0.5)))
+    others = torch.where(log_q_y > -0.5, below_top, others)
+    excess = F.softplus(others - log_q_y + like(margin / lam, log_q))
+    return lam * (excess - math.log(log_q.shape[-1]))
 
 
 @LOSSES.register("ldr_kl")
@@ -138,7 +140,7 @@ class LabelRobustKL(LabelRobust):
 
     def of(self, x_y: Tensor, x: Tensor) -> Tensor:
         """Loss of the labels whose log softmax(f / lambda) are `x_y`."""
-        return _worst_case(x_y, self.margin, self.lam, x.shape[-1])
+        return _worst_case(x_y, x, self.margin, self.lam)
 
 
 @LOSSES.register("aldr_kl")
@@ -213,11 +215,11 @@ class AdaptiveLabelRobustKL(LabelRobust):
 
     def of(self, x_y: Tensor, x: Tensor) -> Tensor:
         """Loss of the labels whose scores are `x_y`."""
-        n_classes = x.shape[-1]
         lam = self._adapted(x)
-        log_q = x_y / lam - (x / lam).logsumexp(-1, keepdim=True)
-        price = self.alpha * math.log(n_classes) / (2 * self.lam0) * (lam - self.lam0) ** 2
-        return _worst_case(log_q, self.margin, lam, n_classes) - price
+        normaliser = (x / lam).logsumexp(-1, keepdim=True)
+        price = self.alpha * math.log(x.shape[-1]) / (2 * self.lam0) * (lam - self.lam0) ** 2
+        log_q_y, log_q = x_y / lam - normaliser, x / lam - normaliser
+        return _worst_case(log_q_y, log_q, self.margin, lam) - price
 
     @torch.no_grad()
     def _adapted(self, f: Tensor) -> Tensor:
