@@ -73,6 +73,7 @@ def stub(loss="ce", n_stacked=M, **values):
         "n_stacked": n_stacked,
         "module_": make_network("mlp", inputs, n_stacked, K, **kwargs).double(),
         "criterion_": Criterion(make_loss(loss), K, n_stacked),
+        "warming": False,
     }
     return SimpleNamespace(**net | values)
 
@@ -318,6 +319,13 @@ def test_smooth_adversarial_gradient_flows_through_both_sides_and_none_into_the_
     assert_close(gradient[-1], torch.zeros_like(gradient[-1]))
 
 
+def test_smooth_adversarial_does_not_move_rows_by_labels_that_are_not_known(batch):
+    strategy = SmoothAdversarial(gamma=0.5)
+    strategy.on_batch(stub(), batch)
+    moved = (strategy.shift_ != 0).any(-1)
+    assert (moved == (batch.weight > 0)).all()
+
+
 def test_no_radius_or_no_strength_is_no_penalty(batch):
     for strategy in (SmoothAdversarial(gamma=0.0), SmoothAdversarial(nu=0.0)):
         net = stub()
@@ -408,6 +416,21 @@ def test_a_held_out_label_stays_unknown(batch, logits, form):
         assert_close(after[member], before[member], rtol=0, atol=0)
         assert (before[member, row] == 0).all()
         before = after
+
+
+@pytest.mark.parametrize("params", [{"form": "mndcg"}, {"confidence": "proba"}], ids=str)
+def test_each_member_reads_its_confidence_by_a_link_of_its_own(batch, logits, params):
+    net, strategy = stub("legendretron"), RankMixup(**params)
+    links = list(net.criterion_.double().loss.parameters())
+    for link in links:
+        link.data *= torch.tensor([1.0, 3.0]).double().view(-1, *[1] * (link.ndim - 1))
+    strategy.on_batch(net, batch)
+    value = strategy.penalty(net, batch, logits)
+    for link in links:
+        link.data = link.data[[0, 0]]
+    first = strategy.penalty(net, batch, logits)
+    assert_close(value[0], first[0])
+    assert not torch.allclose(value[1], first[1])
 
 
 def test_rank_mixup_has_gradients_into_raw_and_mixed_confidences(batch, logits):

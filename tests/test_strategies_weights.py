@@ -144,6 +144,13 @@ def test_extremile_and_esrm_by_their_sums():
     assert_close(esrm[0] / n, np.exp(-rho) * steps / (1 - np.exp(-rho)))
 
 
+@pytest.mark.parametrize("direction", ["trim", "up"])
+def test_spectra_are_finite_for_any_number_of_rows(direction):
+    for n in range(1, 60):  # the shares of 9 rows, added up, are a little more than one
+        new = SpectralRisk("extremile", 1.5, direction).weigh(None, rows(n), rand(2, n))
+        assert_close(new.sum(-1), tensor(n, n))
+
+
 @pytest.mark.parametrize(
     "uniform",
     [
@@ -404,7 +411,8 @@ def test_error_norm_leaves_out_the_far_rows():
         [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.6, 0.4, 0], [0.4, 0.3, 0.2, 0.1]], [[0, 1, 0, 0]] * 4
     )
     batch = rows(4, tensor([1.0, 2.0, 0.0, 1.0]), logits=proba)
-    net, _ = stub(proba=lambda z: z)
+    net, _ = stub()
+    net.criterion_.loss.inverse_link = lambda z: z
 
     def weigh(**params):
         return ErrorNormTruncation(**params).weigh(net, batch, torch.zeros(2, 4))
@@ -417,6 +425,19 @@ def test_error_norm_leaves_out_the_far_rows():
     assert_close(weigh(fraction=0.0)[0], batch.weight[0])
     net.epoch = 9
     assert_close(weigh(threshold=0.1, start_epoch=10), batch.weight.expand(2, 4))
+
+
+def test_error_norm_reads_the_softmax_while_the_cross_entropy_warms_up():
+    batch = rows(6, logits=4 * rand(2, 6, K))
+    weights = {
+        (loss, warming): ErrorNormTruncation(0.8).weigh(
+            stub(loss, warming=warming)[0], batch, torch.zeros(2, 6)
+        )
+        for loss in ("ce", "evidential")
+        for warming in (True, False)
+    }
+    assert_close(weights["evidential", True], weights["ce", True])
+    assert (weights["evidential", False] != weights["ce", False]).any()
 
 
 # Fits -------------------------------------------------------------------------------------------

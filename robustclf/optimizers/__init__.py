@@ -55,6 +55,8 @@ def fused(optimizer: str | type[Optimizer], device: str, params: dict[str, Any])
     """Return ``{"fused": True}`` where torch updates all parameters in one kernel."""
     *_, kind = _kinds(optimizer, params)
     has_kernel = kind in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
+    if params.get("foreach"):  # the other way, which torch does not take beside this one
+        return {}
     return {"fused": True} if has_kernel and torch.device(device).type in ("cpu", "cuda") else {}
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch.optim import Optimizer
 
 from robustclf._registry import Registry
+from robustclf.losses._hyperparameters import check_range
 
 OPTIMIZERS = Registry("optimizer", Optimizer)
 for _alias, _optimizer in {
@@ -58,3 +62,18 @@ def optimizer_alias(kind: type[Optimizer]) -> str | type[Optimizer]:
     """
     aliases = {OPTIMIZERS.get(alias): alias for alias in OPTIMIZERS.names()}
     return aliases.get(kind, kind)
+
+
+def check_betas(betas: Sequence[float]) -> None:
+    """Raise a ValueError unless `betas` are two numbers in [0, 1).
+
+    Examples
+    --------
+    >>> check_betas((0.9,))
+    Traceback (most recent call last):
+    ValueError: betas must be two numbers in [0, 1), got (0.9,)
+    """
+    if np.shape(betas) != (2,):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+    for i, beta in enumerate(betas):
+        check_range(f"betas[{i}]", beta, "[0, 1)")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from robustclf.losses._hyperparameters import check_range
-from robustclf.optimizers._base import OPTIMIZERS
+from robustclf.optimizers._base import OPTIMIZERS, check_betas
 from robustclf.optimizers._members import ONE_MEMBER, Group, sum_each, with_gradient
 
 
@@ -83,8 +83,7 @@ class FAdam(Optimizer):
         p: float = 0.5,
     ) -> None:
         check_range("lr", lr, "[0, inf)")
-        check_range("betas[0]", betas[0], "[0, 1)")
-        check_range("betas[1]", betas[1], "[0, 1)")
+        check_betas(betas)
         check_range("weight_decay", weight_decay, "[0, inf)")
         for name, value in {"eps": eps, "eps2": eps2, "clip": clip, "p": p}.items():
             check_range(name, value, "(0, inf)")

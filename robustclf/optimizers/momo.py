@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from robustclf.losses._hyperparameters import check_flag, check_range
-from robustclf.optimizers._base import OPTIMIZERS
+from robustclf.optimizers._base import OPTIMIZERS, check_betas
 from robustclf.optimizers._members import (
     ONE_MEMBER,
     TINY,
@@ -269,8 +269,7 @@ class MoMoAdam(MoMo):
         lb: float = 0.0,
         use_fstar: bool = False,
     ) -> None:
-        check_range("betas[0]", betas[0], "[0, 1)")
-        check_range("betas[1]", betas[1], "[0, 1)")
+        check_betas(betas)
         check_range("eps", eps, "(0, inf)")
         super().__init__(params, lr, betas[0], weight_decay, lb, use_fstar, bias_correction=True)
         self.defaults |= {"beta2": betas[1], "eps": eps}

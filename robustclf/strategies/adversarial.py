@@ -218,7 +218,9 @@ class SmoothAdversarial(Strategy):
             with torch.no_grad():
                 clean = net.module_(x).to(batch.weight.dtype)
             shift = start.expand_as(numbers)
-            self.shift_ = ball.climb(change, shift, self.steps, self.step_size)
+            shift = ball.climb(change, shift, self.steps, self.step_size)
+        # rows that a member does not train on must not tell it their labels through mixup
+        self.shift_ = shift * (batch.weight > 0).unsqueeze(-1)
         return batch
 
     def penalty(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:

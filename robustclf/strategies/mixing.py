@@ -12,6 +12,7 @@ from robustclf._registry import check_known
 from robustclf.losses._hyperparameters import check_integer, check_range
 from robustclf.strategies._base import STRATEGIES, Batch, Mixing, Strategy
 from robustclf.strategies._unlabelled import SemiSupervised, with_guesses
+from robustclf.strategies.relabelling import predicted
 from robustclf.strategies.semi_supervised import own_predictions
 
 RAMP_UP = 0.25  # share of the epochs in which rows without label get their weight
@@ -359,10 +360,11 @@ class RankMixup(Strategy):
     def penalty(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
         """Return the penalty of each sample, ``(member, sample)``."""
         z = net.module_(torch.cat([x for _, x in self.mixed_], dim=-2)).to(logits.dtype)
-        z = torch.stack([logits, *z.chunk(len(self.mixed_), dim=-2)], dim=-1)
+        rows = [logits, *z.chunk(len(self.mixed_), dim=-2)]
         if self.form == "mndcg" or self.confidence == "proba":
-            z = net.criterion_.loss.inverse_link(z.mT).mT
-        confidence, share = z.amax(-2), self._shares(batch, logits.shape[-1])
+            rows = [predicted(net, z) for z in rows]
+        confidence = torch.stack([z.amax(-1) for z in rows], dim=-1)
+        share = self._shares(batch, logits.shape[-1])
         if self.form == "mndcg":
             ranked = 1 - ndcg(confidence * (share > 0), share)
         else:

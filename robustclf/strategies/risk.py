@@ -94,6 +94,7 @@ class SpectralRisk(Strategy):
         order = loss.argsort(-1)
         ascending = weight.gather(-1, order).double()
         share = with_total_of(torch.ones_like(ascending[..., :1]), ascending).cumsum(-1)
+        share = share.clamp_max(1)  # where rounding has gone beyond
         spectrum = self.cumulative(torch.nn.functional.pad(share, (1, 0))).diff(dim=-1)
         new = torch.zeros_like(weight).scatter(-1, order, spectrum.to(weight))
         return with_total_of(weight, new * (weight > 0))

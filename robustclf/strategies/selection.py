@@ -11,6 +11,7 @@ from robustclf._registry import check_known
 from robustclf.losses._hyperparameters import check_integer, check_range
 from robustclf.strategies._base import STRATEGIES, Batch, Strategy
 from robustclf.strategies._memory import LossMemory, StepLosses
+from robustclf.strategies.relabelling import predicted
 
 
 class LossMixture(LossMemory):
@@ -189,7 +190,8 @@ class ErrorNormTruncation(Strategy):
 
     def weigh(self, net: Any, batch: Batch, loss: Tensor) -> Tensor:
         """Return weights that are 0 for the rows left out, ``(member, sample)``."""
-        norm = error_norm(net.proba(batch.logits), batch)
+        assert batch.logits is not None
+        norm = error_norm(predicted(net, batch.logits), batch)
         weight = batch.weight.expand_as(norm)
         if net.epoch < self.start_epoch:
             return weight
