@@ -103,7 +103,7 @@ class Fit:
             hashed((net.strategies, self.data.rows.numpy(force=True))),
             tuple(state.numpy().tobytes() for state in self.prepared.states),
             net.batch_size,
-            net.n_stacked,
+            (net.n_members, net.n_stacked),
             bool(dropout_of(net.module_)),
             self.data.x_valid is None,
             (net.warm_up, repr(net.schedule)),
@@ -276,6 +276,11 @@ class Lane:
         if any(rate != rates[0] for rate in rates):
             self.rate = torch.tensor(rates, device=self.net.device).view(-1, 1, 1, 1)
 
+    @property
+    def done(self) -> bool:
+        """Whether all of its fits have stopped training: nothing of theirs may change then."""
+        return all(fit.done for fit in self.fits)
+
     def together(self, fits: Sequence[Fit]) -> list[Fit]:
         """Return the fits that stay if some do: a strategy's memory of several is not cut."""
         staying = [fit for fit in self.fits if fit in fits]
@@ -324,6 +329,8 @@ class Lane:
         pairs = zip(self.sources, self.orders, strict=True)
         batch = self._joined([source.data.batch(order[cut]) for source, order in pairs])
         self.size = cut.stop - cut.start
+        if self.done:
+            return batch
         listening = self.net._listening
         if listening["on_batch_begin"] or listening["on_batch_end"]:
             self._notify("on_batch_begin", batch=batch, training=True)
@@ -349,6 +356,8 @@ class Lane:
 
     def objective(self, batch: Batch, logits: Tensor, first: bool) -> Tensor:
         """Return the value of each member."""
+        if self.done:
+            return logits.new_zeros(len(logits))
         with self.drawing() if self.draws else nullcontext():
             return self.net.objective(batch, logits, first)
 
@@ -367,7 +376,7 @@ class Lane:
 
     def end_step(self, batch: Batch, logits: Tensor, value: Tensor) -> None:
         """Let strategies remember."""
-        if self.net._listening["on_batch_end"]:
+        if self.net._listening["on_batch_end"] and not self.done:
             known = {"y_pred": logits, "loss": value.sum()}
             self._notify("on_batch_end", batch=batch, training=True, **known)
 

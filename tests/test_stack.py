@@ -144,6 +144,7 @@ def check(candidates, base=None, tolerance=1e-10, **kwargs):
         ([{}, {"class_weight": "balanced"}], 3),
         ([{}, {"n_members": 2}, {"n_members": 2, "lr": 0.01}], 6),
         ([{"cross_fit": 3}, {"cross_fit": 3, "lr": 0.01}, {}], 6),
+        ([{"n_members": 3}, {"cross_fit": 2}], 6),
         ([{}, {"warm_up": 0.0}, {"warm_up": 0.7}], 9),
         ([{"lr_schedule": "constant"}, {"lr_schedule": "cosine"}, {}], 9),
         ([{"lr_schedule": lambda t: 1 - t}, {}], 6),
@@ -310,6 +311,17 @@ def test_fits_without_dropout_that_are_left_over():
 def test_strategies_with_a_memory_and_early_stopping(strategy):
     base = {"strategy": strategy, "early_stopping": 1, "max_epochs": 8, "loss": "ce"}
     assert check([{"lr": 1e-7}, {"lr": 1e-6}, {"lr": 0.01}], base) == 3
+
+
+@pytest.mark.parametrize(
+    "base",
+    [{"loss": "ce", "strategy": s} for s in ("elr", "ogc", "small_loss")]
+    + [{"loss": "legendretron"}],
+    ids=name,
+)
+def test_a_fit_that_has_stopped_stays_as_it_is_while_others_train(base):
+    candidates = [{"lr": 1e-7, "early_stopping": 1}, {}, {"random_state": 1}]
+    check(candidates, {"max_epochs": 6, "warm_up": 0.0} | base, folds=EVEN)
 
 
 @pytest.mark.parametrize(
