@@ -248,6 +248,12 @@ def test_cross_fit_does_not_change_predictions(noisy_digits, strategy, n_members
     assert shapes[0] == shapes[1]
 
 
+def test_cross_fit_does_not_change_predictions_of_a_module_of_the_user(noisy_digits):
+    X, y, _ = noisy_digits
+    plain, crossed = (small(module=Two, cross_fit=k).fit(X, y) for k in (None, 3))
+    assert_allclose(plain.predict_proba(X), crossed.predict_proba(X), atol=1e-4)
+
+
 def test_out_of_fold_members_memorise_nothing(noisy_digits):
     """On labels of pure noise, out-of-fold probabilities know nothing of the given label."""
     X = noisy_digits[0]

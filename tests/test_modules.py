@@ -94,6 +94,12 @@ def test_piecewise_linear_embedding_by_hand():
     assert_close(layer(x), torch.tensor(expected))
 
 
+def test_a_bin_too_narrow_for_single_precision_is_empty():
+    edges = torch.tensor([[0.0], [1e-300], [1.0]], dtype=torch.float64)
+    layer = PiecewiseLinearEmbedding(edges).float()
+    assert_close(layer(torch.tensor([[0.0], [0.5]])), torch.tensor([[0.0, 0.0], [0.0, 0.5]]))
+
+
 def test_piecewise_linear_bins_are_quantiles():
     x = np.random.default_rng(0).exponential(size=(1000, 2))
     layer = make_embedding("piecewise_linear", x, 1, n_bins=4)
@@ -268,6 +274,18 @@ def test_any_callable_is_an_activation():
     assert_close(network.embed(x)[0], torch.sin(x @ network.body.layers[0].weight[0]))
 
 
+def test_an_activation_that_learns_is_refused():
+    for activation in (nn.PReLU(), nn.PReLU(5)):
+        with pytest.raises(ValueError, match=r"PReLU.* has parameters, which all members"):
+            build("mlp", 1, hidden=(5,), activation=activation)
+
+
+def test_an_activation_that_is_a_class_is_refused():
+    with pytest.raises(TypeError, match=r"must be a function or a module, got the class .*ReLU"):
+        build("mlp", 1, hidden=(5,), activation=nn.ReLU)
+    build("mlp", 1, hidden=(5,), activation=nn.ReLU())
+
+
 # Modules of the user --------------------------------------------------------------------------
 
 
@@ -304,6 +322,43 @@ def test_a_module_is_copied_and_its_first_copy_keeps_its_weights():
     with torch.no_grad():
         network.body.members[0].first.weight.zero_()
     assert_close(dict(mine.state_dict()), dict(kept))
+
+
+def test_a_module_may_change_its_rows_in_place():
+    network, x = build(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 4)), 2), rows()
+    before = x.clone()
+    logits, features = network(x), network.embed(x)
+    assert_close(x, before, rtol=0, atol=0)
+    for member, mine, of_mine in zip(network.body.members, logits, features, strict=True):
+        assert_close(of_mine, x.relu())
+        assert_close(mine, member[1](x.relu()))
+    logits.sum().backward()
+
+
+def test_modules_leave_the_generators_as_they_were(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", None)
+    mine, before = Two(3, 4), torch.get_rng_state()
+    build(Two, 3)
+    build(mine, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Pair(Two):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (lambda n_inputs, n_classes: 3, "module must make a torch.nn.Module, got 3 of"),
+        (Pair, "module must map rows to a tensor of logits, got tuple"),
+    ],
+    ids=["no module", "no tensor"],
+)
+def test_what_is_no_module_is_refused(module, message):
+    with pytest.raises(TypeError, match=message):
+        build(module, 1)
 
 
 def test_embed_needs_a_linear_layer():

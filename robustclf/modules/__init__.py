@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from robustclf._random import seeded
 from robustclf._registry import Registry, check_known
 from robustclf.modules._layers import (
     Activation,
@@ -123,8 +124,11 @@ def make_network(
     Raises
     ------
     ValueError
-        For an unknown alias, with the closest match, and where a module of the user cannot take the
-        inputs or has another number of outputs.
+        For an unknown alias, with the closest match, for an activation that has parameters, and
+        where a module of the user cannot take the inputs or has another number of outputs.
+    TypeError
+        For an activation that is a class, and where ``module`` is called and does not make a
+        module, or this gives no tensor.
     """
     if isinstance(module, str):
         kind = MODULES.get(module)
@@ -133,6 +137,7 @@ def make_network(
         if isinstance(activation, str):
             check_known("activation", [activation], ACTIVATIONS)
             activation = ACTIVATIONS[activation]
+        _check_activation(activation)
         body = kind(
             n_members, inputs.out_features, n_classes, tuple(hidden), activation, dropout, **params
         )
@@ -141,10 +146,10 @@ def make_network(
             raise ValueError(
                 f"module__{next(iter(params))} has no effect on a module that is built."
             )
-        built = [
-            _build(module, i, inputs.out_features, n_classes, seeds[i], params)
-            for i in range(n_members)
-        ]
+        built = []
+        for i in range(n_members):
+            with seeded(seeds[i], "cpu"):
+                built.append(_build(module, i, inputs.out_features, n_classes, params))
         _check_outputs(built[0], inputs.out_features, n_classes)
         body = ModuleMembers(built)
     network = Network(inputs, body, n_members)
@@ -162,6 +167,16 @@ def make_network(
     return network
 
 
+def _check_activation(activation: Activation) -> None:
+    if isinstance(activation, type):
+        raise TypeError(f"activation must be a function or a module, got the class {activation!r}.")
+    if isinstance(activation, nn.Module) and any(True for _ in activation.parameters()):
+        raise ValueError(
+            f"activation={activation!r} has parameters, which all members would share: put it into "
+            "a module of your own."
+        )
+
+
 @torch.no_grad()
 def _check_outputs(module: nn.Module, in_features: int, n_classes: int) -> None:
     training = module.training
@@ -169,16 +184,18 @@ def _check_outputs(module: nn.Module, in_features: int, n_classes: int) -> None:
         like = next(module.parameters(), torch.empty(0))
         rows = torch.zeros(2, in_features, dtype=like.dtype, device=like.device)
         with torch.random.fork_rng([]):
-            shape = tuple(module.eval()(rows).shape)
+            logits = module.eval()(rows)
     except RuntimeError as error:
         raise ValueError(
             f"module cannot take rows of {in_features} encoded columns: {error}"
         ) from error
     module.train(training)
-    if shape != (2, n_classes):
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"module must map rows to a tensor of logits, got {type(logits).__name__}.")
+    if logits.shape != (2, n_classes):
         raise ValueError(
             f"module must map (sample, {in_features}) to (sample, {n_classes}), a column for each "
-            f"class; of 2 rows it makes {shape}."
+            f"class; of 2 rows it makes {tuple(logits.shape)}."
         )
 
 
@@ -198,12 +215,13 @@ def _build(
     member: int,
     in_features: int,
     n_classes: int,
-    seed: int,
     params: dict[str, Any],
 ) -> nn.Module:
-    torch.manual_seed(seed)  # the caller has forked the generator
     if not isinstance(module, nn.Module):
-        return module(in_features, n_classes, **params)
+        made = module(in_features, n_classes, **params)
+        if not isinstance(made, nn.Module):
+            raise TypeError(f"module must make a torch.nn.Module, got {made!r} of {module!r}.")
+        return made
     network = copy.deepcopy(module)
     if member:
         for layer in network.modules():

@@ -10,6 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+LARGEST = torch.finfo(torch.float32).max
+
 
 class MemberLayer(nn.Module):
     """A layer whose parameters are drawn one member at a time."""
@@ -230,7 +232,8 @@ class PiecewiseLinearEmbedding(nn.Module):
         low, high = torch.zeros(n_bins), torch.ones(n_bins)
         low[0], high[-1] = -torch.inf, torch.inf
         self.register_buffer("left", edges[:, :-1].contiguous())
-        self.register_buffer("inverse_width", torch.where(width > 0, 1 / width, 0.0))
+        inverse = 1 / width
+        self.register_buffer("inverse_width", torch.where(inverse < LARGEST, inverse, 0.0))
         self.register_buffer("low", low)
         self.register_buffer("high", high)
         self.out_features = n_numeric * n_bins

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -174,14 +174,17 @@ class ModuleMembers(nn.Module):
 
     def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the input of each member's last linear layer, and the logits."""
-        pairs = [_with_features(m, rows) for m, rows in zip(self.members, x, strict=True)]
+        pairs = [_with_features(member, rows) for member, rows in self._with_rows(x)]
         features, logits = (torch.stack(parts) for parts in zip(*pairs, strict=True))
         return features, logits
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(member, sample, feature)`` to logits ``(member, sample, class)``."""
-        pairs = zip(self.members, x, strict=True)
-        return torch.stack([member(rows) for member, rows in pairs])
+        return torch.stack([member(rows) for member, rows in self._with_rows(x)])
+
+    def _with_rows(self, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Yield the members, each with rows of its own, which it may change in place."""
+        return ((member, rows.clone()) for member, rows in zip(self.members, x, strict=True))
 
 
 def _with_features(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
