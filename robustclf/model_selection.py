@@ -11,7 +11,7 @@ import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import clone, is_classifier
 from sklearn.metrics._scorer import _MultimetricScorer
-from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv, cross_val_predict
+from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.model_selection._validation import (
     _insert_error_scores,
@@ -22,6 +22,7 @@ from sklearn.utils._metadata_requests import _routing_enabled
 from sklearn.utils.validation import _check_method_params
 
 from robustclf._build import load_rows
+from robustclf._held_out import hold_out
 from robustclf._rows import encode_labels, split_labels
 from robustclf._search import Result, Search, final_step, groups_for, of_labelled
 from robustclf.classifier import RobustClassifier
@@ -296,16 +297,16 @@ class RobustSearchCV(BaseSearchCV):
         params = _check_method_params(X, params=params, indices=rows)
         known = self._get_routed_params_for_fit(params).estimator.fit
         known = known | groups_for(base, labels, params.get("groups"))
-        proba = cross_val_predict(
+        held = hold_out(
             base,
             _safe_indexing(X, rows),
             labels,
-            cv=5,
-            method="predict_proba",
-            n_jobs=self.n_jobs,
+            cv=check_cv(5, labels, classifier=True),
             params=known,
+            refit=False,
+            n_jobs=self.n_jobs,
         )
-        estimate = estimate_transition(labels, proba, n_bootstrap=0)
+        estimate = estimate_transition(labels, held.proba, n_bootstrap=0)
         self.transition_, self._classes = estimate.transition, estimate.classes
 
     def _get_scorers(self) -> tuple[Any, Any]:

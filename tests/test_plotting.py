@@ -7,6 +7,7 @@ from importlib import import_module
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from joblib import parallel_config
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -274,6 +275,22 @@ def test_from_estimator_fits_anew_to_as_many_other_rows():
     assert_allclose(other.quality, 0.85)
 
 
+def test_from_estimator_fits_copies_to_the_labels_as_they_are():
+    X, y = load_iris(return_X_y=True)
+    clf = RobustClassifier(loss="ce", hidden=(), max_epochs=20, lr=0.1, random_state=0)
+    rare = {"a": 1.0, "b": 1.0, "c": 1e-6}
+    display = LabelQualityDisplay.from_estimator(
+        clf.set_params(class_weight=rare), X, np.array(["a", "b", "c"])[y], cv=3
+    )
+    assert display.quality[y == 1].mean() > 0.5 > display.quality[y == 2].mean()
+    assert_array_equal(
+        LabelQualityDisplay.from_estimator(
+            clf.set_params(class_weight={5: 1.0, 6: 1.0, 7: 1e-6}), X, y + 5, cv=3
+        ).quality,
+        display.quality,
+    )
+
+
 @pytest.mark.parametrize("cls", [TransitionDisplay, LabelQualityDisplay])
 def test_from_estimator_refuses_regressors(cls):
     with pytest.raises(ValueError, match="must be a classifier, got LinearRegression"):
@@ -525,6 +542,21 @@ def test_losses_are_aliases_or_instances():
     assert_allclose(display.curves[repr(gce)], (1 - P**0.3) / 0.3)
     assert_allclose(display.curves[repr(total)], 1 - P - np.log(P))
     assert list(LossDisplay.from_losses(gce, p=P).curves) == [repr(gce)]
+
+
+def test_loss_at_probabilities_in_any_array():
+    curve = LossDisplay.from_losses("gce", p=P).curves["gce"]
+    assert_array_equal(LossDisplay.from_losses("gce", p=P[::-1]).curves["gce"], curve[::-1])
+    fixed = P.copy()
+    fixed.setflags(write=False)
+    assert_array_equal(LossDisplay.from_losses("gce", p=fixed).curves["gce"], curve)
+
+
+def test_loss_leaves_the_generator_of_the_caller_alone():
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="'legendretron' has no curve"):
+        LossDisplay.from_losses("legendretron")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_loss_refuses():

@@ -451,6 +451,14 @@ def test_the_transition_can_be_estimated():
     assert again.best_score_ == pytest.approx(search.best_score_)
 
 
+def test_the_transition_is_estimated_with_the_weights_of_the_classes():
+    clf = small(class_weight=dict(zip(NAMES, (1.0, 2.0, 3.0), strict=True)))
+    search = RobustSearchCV(clf, {"lr": [0.02]}, cv=CV, transition="estimate")
+    named = search.fit(X, NAMES[Y]).transition_
+    clf = small(class_weight={0: 1.0, 1: 2.0, 2: 3.0})
+    assert np.array_equal(search.set_params(estimator=clf).fit(X, Y).transition_, named)
+
+
 def test_a_transition_of_other_classes_is_refused_before_training(monkeypatch):
     monkeypatch.setattr(Stack, "train", None)
     with pytest.raises(ValueError, match="transition is 2 x 2 for 3 classes"):

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone, is_classifier
-from sklearn.model_selection import cross_val_predict
+from sklearn.base import is_classifier
+from sklearn.model_selection import check_cv
 
+from robustclf._held_out import hold_out
 from robustclf._rows import as_labels
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def out_of_fold(
     proba = getattr(estimator, "oof_proba_", None)
     if proba is not None and len(proba) == len(labels) and _gave_quality(estimator, labels):
         return proba, estimator.classes_
-    proba = cross_val_predict(clone(estimator), X, labels, cv=cv, method="predict_proba")
-    return proba, np.unique(labels)
+    held = hold_out(estimator, X, labels, cv=check_cv(cv, labels, classifier=True), refit=False)
+    return held.proba, held.classes
 
 
 def _gave_quality(estimator: Any, labels: NDArray[Any]) -> bool:

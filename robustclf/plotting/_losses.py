@@ -10,7 +10,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from robustclf._random import seeded
 from robustclf._registry import check_known
+from robustclf._training_set import as_tensor
 from robustclf.losses import Loss, make_loss
 from robustclf.plotting._base import Display, check_matplotlib, plain
 
@@ -163,11 +165,12 @@ class LossDisplay(Display):
 def _curve(
     loss: Any, grid: NDArray[np.float64], n_classes: int, quantity: str
 ) -> NDArray[np.float64]:
-    made = make_loss(loss).build(n_classes)
+    with seeded(0, "cpu"):  # what is learned starts at random
+        made = make_loss(loss).build(n_classes)
     if made.stochastic or list(made.parameters()):
         why = "random" if made.stochastic else "learned with the network"
         raise ValueError(f"loss {loss!r} has no curve: it is {why}.")
-    p = torch.from_numpy(grid).requires_grad_()
+    p = as_tensor(grid).requires_grad_()
     odds = torch.log(p / ((1 - p) / (n_classes - 1)))
     label = torch.eye(n_classes, dtype=torch.float64)[0]
     logits = odds[:, None] * (label - 1 / n_classes)  # of mean zero: some losses are not invariant
