@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -168,18 +168,19 @@ class Method:
 
 def make_strategies(clf: Any) -> tuple[Strategy, ...]:
     """Build the strategies that ``clf`` names."""
-    listed: Sequence[Any] = (
-        clf.strategy if isinstance(clf.strategy, list | tuple) else [clf.strategy]
-    )
+    given = clf.strategy if isinstance(clf.strategy, list | tuple) else [clf.strategy]
+    listed = [s for s in given if s is not None]
     params = clf._part_params("strategy")
-    if params and clf.strategy is None:
-        raise ValueError(f"strategy__{next(iter(params))} is given, but strategy is None.")
+    if params and not listed:
+        raise ValueError(
+            f"strategy__{next(iter(params))} is given, but strategy is {clf.strategy!r}."
+        )
     if params and len(listed) > 1:
         raise ValueError(
             f"strategy__{next(iter(params))} is ambiguous for a list of strategies: give "
             "instances, such as make_strategy('mixup', alpha=0.4)."
         )
-    return tuple(make_strategy(s, **params) for s in listed if s is not None)
+    return tuple(make_strategy(s, **params) for s in listed)
 
 
 def open_rows(clf: Any, X: Any, y: Any) -> tuple[Any, Any]:
@@ -342,7 +343,9 @@ def _readable(encoder: Any, X: Any) -> Any:
 
 def _as_rows(x: Any, encoder: Any) -> Any:
     rows: Any = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
-    rows = rows if rows.dtype.kind == "f" else rows.astype(np.float64)
+    rows = rows if rows.dtype in (np.float32, np.float64) else rows.astype(np.float64)
+    if rows.ndim != 2:
+        raise ValueError(f"preprocess={encoder!r} must give a table, got shape {rows.shape}.")
     values = rows.data if sparse.issparse(rows) else rows
     if not (values.min(initial=0) >= -LARGEST and values.max(initial=0) <= LARGEST):  # or nan
         n = values.size - np.count_nonzero(np.abs(values) <= LARGEST)

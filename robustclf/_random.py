@@ -14,7 +14,7 @@ DRAWING = RLock()  # torch's own generators are one for all threads: fits in sev
 
 def default_generators(device: str) -> list[Generator]:
     """Return the generators that a fit on ``device`` draws from: of the CPU and of the device."""
-    on_cuda = [torch.cuda.default_generators[d.index or 0] for d in _cuda(device)]
+    on_cuda = [torch.cuda.default_generators[d.index] for d in _cuda(device)]
     return [torch.default_generator, *on_cuda]
 
 
@@ -64,4 +64,7 @@ def drawing_from(generators: Sequence[Generator], device: str) -> Iterator[None]
 
 
 def _cuda(device: str) -> list[torch.device]:
-    return [torch.device(device)] if torch.device(device).type == "cuda" else []
+    place = torch.device(device)
+    if place.type != "cuda":
+        return []
+    return [torch.device("cuda", torch.cuda.current_device()) if place.index is None else place]

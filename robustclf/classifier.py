@@ -95,10 +95,11 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
         a strategy trains together (co-teaching: pairs).
     cross_fit : int or None, default=None
         Number of folds k. The same fit then trains further members, each without one fold, for
-        ``oof_proba_`` and ``label_quality_``. It changes the draws of dropout, and else no
-        prediction, but for ``loss="auto"``, which cross-fits anyway: it leaves out its last step, a
-        model that has no such probabilities of its own, so that ``oof_proba_`` are those of the
-        mixture that predicts.
+        ``oof_proba_`` and ``label_quality_``. It changes the draws of dropout and of ``"ensloss"``,
+        what all members tell ``"infobatch"``, ``"group_loss_resample"`` and ``"transition"``, and
+        else no prediction, but for ``loss="auto"``, which cross-fits anyway: it leaves out its last
+        step, a model that has no such probabilities of its own, so that ``oof_proba_`` are those of
+        the mixture that predicts.
     module : str, torch module class or module, default="mlp"
         ``"mlp"``, ``"resnet"``, or ``"nested_mlp"`` and ``"nested_resnet"``, which order their
         last features by importance and keep as many as are best on held-out rows. A class is
@@ -367,7 +368,8 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
             are left out.
         sample_weight : array-like of shape (n_samples,), optional
             Non-negative; a weight of zero drops the row. In data that fit in one batch an integer
-            weight is exactly a repetition of the row.
+            weight is exactly a repetition of the row, but for the bins of ``"piecewise_linear"``,
+            which heed no weights.
         X_val, y_val : optional
             Rows and labels to watch, and with ``early_stopping`` to stop on or for a nested module
             to choose on, in place of a part held out of ``X``. A source is loaded.

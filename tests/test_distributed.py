@@ -216,6 +216,11 @@ def main(folder):
 # Tests ----------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_trees():
+    """Leave the portfolio as the processes have it."""
+
+
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     """What each of the processes has written."""

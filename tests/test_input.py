@@ -13,6 +13,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler, TargetEnc
 from small_classifier import small
 
 from robustclf._device import find_device
+from robustclf._random import default_generators
 
 
 def proba(X, y, X_new=None, **params):
@@ -308,6 +309,19 @@ def test_transformers_must_leave_finite_numbers(iris, value, container):
         small(preprocess=None).fit(container(X), y).predict(container(with_value(X, 1e39)))
 
 
+@pytest.mark.parametrize("dtype", [">f8", np.longdouble, np.float16])
+def test_transformers_may_leave_any_kind_of_numbers(iris, dtype):
+    X, y = iris[0].astype(dtype), iris[1]
+    expected = proba(np.asarray(X, np.float64), y, preprocess=None)
+    assert_allclose(proba(X, y, preprocess=FunctionTransformer()), expected, atol=1e-5)
+
+
+def test_transformers_must_leave_a_table(iris):
+    first = FunctionTransformer(lambda X: X[:, 0])
+    with pytest.raises(ValueError, match=r"must give a table, got shape \(150,\)"):
+        small(preprocess=first).fit(*iris)
+
+
 @pytest.mark.parametrize("preprocess", [None, StandardScaler()], ids=str)
 def test_without_preprocessing_masked_numbers_are_missing(iris, preprocess):
     masked = np.ma.masked_greater(iris[0], 6)
@@ -323,6 +337,8 @@ def test_transformers_that_learn_from_labels_are_refused(iris):
 def test_parameters_of_no_strategy_are_refused(iris):
     with pytest.raises(ValueError, match="strategy__alpha is given, but strategy is None"):
         small(strategy__alpha=0.4).fit(*iris)
+    with pytest.raises(ValueError, match=r"strategy__alpha is given, but strategy is \[\]"):
+        small(strategy=[], strategy__alpha=0.4).fit(*iris)
 
 
 @pytest.mark.parametrize("class_weight", ["balanced", {0: 1, 1: 2, 2: 3}])
@@ -442,6 +458,15 @@ def test_devices_that_are_not_there(iris, monkeypatch):
         find_device("coda")
     with pytest.raises(ValueError, match=r"device must be 'auto'"):
         find_device(None)
+
+
+def test_a_fit_draws_from_the_generator_of_the_current_device(monkeypatch):
+    generators = [torch.Generator() for _ in range(2)]
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for device, number in [("cuda", 1), ("cuda:0", 0), ("cuda:1", 1)]:
+        assert default_generators(device)[1] is generators[number]
+    assert len(default_generators("cpu")) == 1
 
 
 def test_a_failed_fit_leaves_the_classifier_unfitted(iris):
