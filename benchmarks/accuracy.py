@@ -42,6 +42,7 @@ SEEDS_OF_SMALL = range(10)  # whose few test rows leave a mean of three uncertai
 
 def make_robust(settings: dict[str, Any], seed: int, threads: int) -> Any:
     import torch
+    import torch._dynamo  # as torch does for its first optimiser, which a peer's time is without
 
     from robustclf import RobustClassifier
 

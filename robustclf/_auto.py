@@ -10,8 +10,8 @@
 3. Weights are soft, exp(-(best - own) / standard error of the difference): models that the labels
    cannot tell apart share the prediction. The more labels are wrong, the less they can tell, and
    the more often "filtered" is the best: it counts eight times, unless hardly any label is wrong.
-   The forest of fully grown trees, which memorises, is for clean labels alone; nearly linear least
-   squares, which bend too little for many tables, are for noisy ones.
+   The forest of fully grown trees, which memorises, is for clean labels alone and else not fitted;
+   nearly linear least squares, which bend too little for many tables, are for noisy ones.
 4. The transition matrix T is estimated from the weighted mean, by the confident joint; rows that
    would turn labels round are moved towards the identity.
 5. Forests and kernels enter once more with T undone, :func:`robustclf.noise.clean_proba`, and
@@ -111,10 +111,11 @@ SHALLOW: dict[str, Any] = {
     "linear_kernel": KernelLeastSquares(0.01),
     "filtered": Filtered(),
 }
-TREES = 300  # of "deep_forest" where it predicts alone
+FOR_CLEAN = "deep_forest"  # memorises: fitted only where few labels are wrong
+TREES = 300  # of it where it predicts alone
 FILTERS = ("kernel", "smooth_kernel")  # that of less error chooses the rows of "filtered"
 AS_GIVEN = ("forest", "extra_trees", "deep_forest", "kernel", "smooth_kernel", "linear_kernel")
-UNDONE = tuple(name for name in AS_GIVEN if name != "deep_forest")  # enter again, noise undone
+UNDONE = tuple(name for name in AS_GIVEN if name != FOR_CLEAN)  # enter again, noise undone
 MOST_NOISE = 0.95  # of that at which labels say nothing
 BUDGETS: dict[str, tuple[str, ...]] = {
     "fast": ("dropout", "sparse"),
@@ -180,9 +181,12 @@ class Auto:
             corrected = [self._corrected(t, transition) for t in tried if t.name in UNDONE]
         tried += corrected
         transition = labels.transition(tried)
-        longer = round(LEAST * (2 - labels.rate(labels.mixed(tried)).rate))
+        rate = labels.rate(labels.mixed(tried))
+        if rate.low < NOISY:
+            with fits_of_trees_and_kernels():
+                tried.append(self._shallow(FOR_CLEAN))
         most = MOST_NUMBERS // max(self._size(), 1)
-        longer = min(longer, most)
+        longer = min(round(LEAST * (2 - rate.rate)), most)
         networks = [t for t in tried if t.learned]
         if most < 2 * LEAST:
             networks = [t for t in networks if "numeric_embedding" not in t.params] or networks
@@ -271,7 +275,8 @@ class Auto:
         parallel = Parallel(torch.get_num_threads(), require="sharedmem")
         with fits_of_trees_and_kernels():
             last = [name for name in SHALLOW if name == "filtered"]  # it takes the kernels
-            tried = parallel(delayed(self._shallow)(name) for name in SHALLOW if name not in last)
+            first = [name for name in SHALLOW if name not in (*last, FOR_CLEAN)]
+            tried = parallel(delayed(self._shallow)(name) for name in first)
             return [*tried, *(self._shallow(name, parallel) for name in last)]
 
     def _shallow(self, name: str, parallel: Parallel | None = None) -> Tried:
@@ -349,7 +354,7 @@ class Auto:
         labels = self.labels
         rate, weights, tried = self._weighed(tried)
         tried = [
-            self._grown(t, w) if t.name == "deep_forest" else t
+            self._grown(t, w) if t.name == FOR_CLEAN else t
             for t, w in zip(tried, weights, strict=True)
         ]
         oof = mixed(weights, tried)

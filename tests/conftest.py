@@ -29,10 +29,10 @@ def _few_trees():
     small = {name: clone(model) for name, model in _auto.SHALLOW.items()}
     for model in small.values():
         if "n_estimators" in model.get_params():
-            model.set_params(n_estimators=10)
+            model.set_params(n_estimators=20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_auto, "SHALLOW", small)
-        patch.setattr(_auto, "TREES", 10)
+        patch.setattr(_auto, "TREES", 20)
         yield
 
 

@@ -328,6 +328,15 @@ def test_a_fully_grown_forest_that_predicts_alone_has_more_trees(monkeypatch, cr
     assert grown.auto_report_.accuracy == whole.auto_report_.accuracy
 
 
+def test_a_fully_grown_forest_is_not_fitted_to_labels_of_which_many_are_wrong(iris):
+    X, y = iris
+    noisy = inject_noise(y, "symmetric", 0.5, random_state=0)
+    names = [
+        {c.name for c in auto().fit(X, labels).auto_report_.candidates} for labels in (y, noisy)
+    ]
+    assert names[0] - names[1] == {"deep_forest"}
+
+
 def test_an_embedding_goes_through_the_matrix_deeper_unless_there_are_many_numbers(
     iris, monkeypatch
 ):

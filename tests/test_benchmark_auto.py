@@ -41,7 +41,8 @@ def test_every_model_is_left_out_once():
 
 def test_the_whole_mixture_is_what_the_classifier_predicts(iris, monkeypatch):
     X, y = iris
-    few = {"forest": clone(parts.SHALLOW["forest"]).set_params(n_estimators=10)}
+    forests = ("forest", "deep_forest")
+    few = {name: clone(parts.SHALLOW[name]).set_params(n_estimators=10) for name in forests}
     quick = partial(RobustClassifier, budget="fast", max_epochs=5, hidden=(16,))
     monkeypatch.setattr("robustclf._auto.SHALLOW", few)
     monkeypatch.setattr(parts, "RobustClassifier", quick)
