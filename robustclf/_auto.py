@@ -84,7 +84,7 @@ FOLDS = 5
 ROUNDS = 2  # of estimating T and undoing it
 NEGLIGIBLE = 0.01  # weight of a model that is not kept
 LEAST = 20  # epochs; of a network trained through T up to twice as many
-MOST_NUMBERS = 6_500_000  # that it sees for that; an embedding that would see more is too dear
+MOST_NUMBERS = 6_500_000  # that it sees for that; an embedding sees no more, but for 10 epochs
 DEEPER = (128, 128, 128)  # layers of the one with an embedding, then
 MOST_COLUMNS = 100  # beyond which an embedding of each is too dear
 LARGE = 1_000_000  # numbers, from which on so many columns are worth wider networks
@@ -185,10 +185,9 @@ class Auto:
         if rate.low < NOISY:
             with fits_of_trees_and_kernels():
                 tried.append(self._shallow(FOR_CLEAN))
-        most = MOST_NUMBERS // max(self._size(), 1)
-        longer = min(round(LEAST * (2 - rate.rate)), most)
+        longer = min(round(LEAST * (2 - rate.rate)), self._affordable())
         networks = [t for t in tried if t.learned]
-        if most < 2 * LEAST:
+        if self._affordable() < 2 * LEAST:
             networks = [t for t in networks if "numeric_embedding" not in t.params] or networks
         ranked = sorted(networks, key=lambda t: -labels.accuracy(t.oof))
         for best in ranked[: FORWARD[self.clf.budget]]:
@@ -238,6 +237,10 @@ class Auto:
         """Return the numbers that there are, of sparse rows those that are not 0."""
         return int(self.x.nnz if issparse(self.x) else self.x.size)
 
+    def _affordable(self) -> int:
+        """Return the epochs beyond which a network that is costly by the number is too dear."""
+        return MOST_NUMBERS // max(self._size(), 1)
+
     def _network(self, name: str, params: dict[str, Any]) -> Iterator[Tried]:
         """Train a network; yield it unless it diverged."""
         if self.interrupted:
@@ -262,6 +265,8 @@ class Auto:
         clf, chosen = self.clf, ALIKE | {"loss": SINGLE} | settings
         samples, strategy = chosen.pop("samples"), chosen.pop("strategy", None)
         chosen["max_epochs"] = auto_epochs(self.n, samples=samples, least=LEAST)
+        if "numeric_embedding" in chosen:
+            chosen["max_epochs"] = min(chosen["max_epochs"], max(LEAST // 2, self._affordable()))
         large = chosen.pop("large", {})
         if self._has_many_columns() and self._size() >= LARGE:
             chosen |= large

@@ -300,9 +300,11 @@ def test_a_network_through_the_matrix_learns_longer_the_fewer_labels_are_wrong(i
         assert {c.params["max_epochs"] for c in learned if c not in through} == {10}
         epochs += [c.params["max_epochs"] for c in through]
     assert 10 < epochs[0] < epochs[1] <= 20
-    monkeypatch.setattr(_auto, "MOST_NUMBERS", 10 * X.size)
-    report = RobustClassifier(random_state=0).fit(X, y).auto_report_
-    assert {c.params["max_epochs"] for c in report.candidates if "max_epochs" in c.params} == {10}
+    for most, wanted in ((10, {"periodic": 10, "resnet": 10}), (1, {"periodic": 5, "resnet": 10})):
+        monkeypatch.setattr(_auto, "MOST_NUMBERS", most * X.size)
+        candidates = RobustClassifier(random_state=0).fit(X, y).auto_report_.candidates
+        epochs = {c.name: c.params["max_epochs"] for c in candidates if "max_epochs" in c.params}
+        assert epochs == wanted | {"resnet corrected": 10}
     report = RobustClassifier(max_epochs=3, random_state=0).fit(X, y).auto_report_
     assert not any("max_epochs" in c.params for c in report.candidates)
 
