@@ -327,19 +327,14 @@ class Auto:
         if trees <= forest.n_estimators:
             return tried
         started = time.perf_counter()
-        labels, rows = self.labels, self.labels.rows
-        others = np.flatnonzero(labels.folds < 0)
+        labels = self.labels
         forest.set_params(n_estimators=trees, warm_start=True, n_jobs=torch.get_num_threads())
         with fits_of_trees_and_kernels():
-            forest.fit(self.x[rows], labels.codes[rows], labels.weight[rows])
+            oof, _ = tried.model.fit(self.x, labels.codes, labels.weight, labels.folds)
         forest.set_params(warm_start=False, n_jobs=None)
-        oof = np.empty_like(tried.oof)
-        oof[rows] = tried.model.corrected(tried.model.out_of_bag(self.x[rows]))
-        if len(others):
-            oof[others] = tried.model.proba(self.x[others])
         seconds = tried.seconds + time.perf_counter() - started
         params = tried.params | {"n_estimators": trees}
-        return replace(tried, oof=oof, seconds=seconds, params=params)
+        return replace(tried, oof=tried.model.corrected(oof), seconds=seconds, params=params)
 
     def _weighed(self, tried: list[Tried]) -> tuple[NoiseRate, Floats, list[Tried]]:
         """Return the share of wrong labels, the weights of models, and models of one scale."""
