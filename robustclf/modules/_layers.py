@@ -115,13 +115,13 @@ def drop_mask(
     draws = torch.empty(-(-n // 4), dtype=torch.int64, device=like.device)
     draws.random_(-(2**63), None, generator=generator)
     bits = draws.view(torch.int16)[:n].view(*shape)
+    kept = like.new_empty(0)  # comparisons are written to it at once: from bool takes much longer
     if isinstance(p, Tensor):
         dropped = (p.double() * levels).round().clamp(max=levels - 1)
-        kept = bits >= (dropped - levels // 2).to(torch.int16)
-        return kept.to(like.dtype).mul_((levels / (levels - dropped)).to(like.dtype))
+        torch.ge(bits, (dropped - levels // 2).to(torch.int16), out=kept)
+        return kept.mul_((levels / (levels - dropped)).to(like.dtype))
     rounded = min(round(p * levels), levels - 1)
-    kept = bits >= rounded - levels // 2
-    return kept.to(like.dtype).mul_(levels / (levels - rounded))
+    return torch.ge(bits, rounded - levels // 2, out=kept).mul_(levels / (levels - rounded))
 
 
 class CategoryEmbedding(MemberLayer):
@@ -194,7 +194,8 @@ class PeriodicEmbedding(MemberLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Embed ``([member,] sample, n_numeric)`` numbers."""
         frequency, phase = self.frequency.movedim(1, -1), self.phase.movedim(1, -1)
-        angle = torch.addcmul(phase, 2 * math.pi * frequency, x.mT.unsqueeze(-2))
+        columns = x.mT.contiguous().unsqueeze(-2)
+        angle = torch.addcmul(phase, 2 * math.pi * frequency, columns)
         mixed = (self.mix.mT @ angle.cos()).permute(0, 3, 1, 2).flatten(-2)  # rows last: faster
         return torch.cat([x.expand(*mixed.shape[:-1], -1), mixed], dim=-1)
 
@@ -295,7 +296,8 @@ class TabularInput(nn.Module):
         if any(part.ndim == 3 for part in parts):
             members = max(part.shape[0] for part in parts if part.ndim == 3)
             parts = [part.expand(members, *part.shape[-2:]) for part in parts]
-        return torch.cat(parts, dim=-1)
+        parts = [part for part in parts if part.shape[-1]] or parts[:1]
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
 
 Activation = Callable[[Tensor], Tensor]
