@@ -39,8 +39,10 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,7 @@ from threadpoolctl import threadpool_limits
 from robustclf._build import (
     SINGLE,
     Method,
+    Prepared,
     auto_epochs,
     fit_encoder,
     held_share,
@@ -74,6 +77,7 @@ from robustclf._mixture import (
 )
 from robustclf._net import DivergenceError
 from robustclf._progress import announce
+from robustclf._random import DRAWING
 from robustclf._rows import row_weights, split_labels
 from robustclf._weighing import CORRECTED, NOISY, AutoReport, Candidate, Labels, Tried, mixed
 from robustclf.losses import ForwardCorrected
@@ -127,6 +131,8 @@ FORWARD = {"fast": 0, "balanced": 1, "best": 2}  # networks trained once more, t
 DECIDED = {"loss", "dropout", "lr", "hidden", "warm_up", "weight_decay", "module"}
 DECIDED |= {"numeric_embedding", "max_epochs"}
 
+Untrained = tuple[str, dict[str, Any], Prepared]  # a network's name and parameters
+
 
 class Auto:
     """The fit of a classifier with ``loss="auto"``.
@@ -167,24 +173,18 @@ class Auto:
     def run(self) -> dict[str, Any]:
         """Return what the classifier has learned."""
         self._encode()
-        tried = list(self._networks())
-        if not tried:
-            raise DivergenceError(
-                "No network of loss='auto' could be trained (the warnings say why): try a smaller "
-                f"lr than {self.clf.lr:g}, or leave it at its default."
-            )
-        tried += self._shallow_models()
+        tried = self._as_given()
         labels = self.labels
         corrected: list[Tried] = []
         for _ in range(ROUNDS):
             transition = labels.transition([*tried, *corrected])
-            corrected = [self._corrected(t, transition) for t in tried if t.name in UNDONE]
+            corrected = self._corrected(tried, transition)
         tried += corrected
         transition = labels.transition(tried)
         rate = labels.rate(labels.mixed(tried))
         if rate.low < NOISY:
             with fits_of_trees_and_kernels():
-                tried.append(self._shallow(FOR_CLEAN))
+                tried.append(self._shallow(FOR_CLEAN, {}))
         longer = min(round(LEAST * (2 - rate.rate)), self._affordable())
         networks = [t for t in tried if t.learned]
         if self._affordable() < 2 * LEAST:
@@ -196,7 +196,7 @@ class Auto:
                 params["max_epochs"] = max(params["max_epochs"], longer)
             if {"hidden", "numeric_embedding"} <= params.keys():
                 params["hidden"] = DEEPER
-            tried += self._network(f"{best.name}{CORRECTED}", params)
+            tried += self._train([self._network(f"{best.name}{CORRECTED}", params)])
         if self.interrupted:
             warnings.warn(
                 "The fit was interrupted; the mixture is of what was trained until then.",
@@ -220,7 +220,24 @@ class Auto:
         alike = {"random_state": self.seed, "verbose": max(0, int(self.clf.verbose) - 1)}
         return self.clf._copy().set_params(**params, **alike, cross_fit=self.folds)
 
-    def _networks(self) -> Iterator[Tried]:
+    def _as_given(self) -> list[Tried]:
+        """Train networks on the labels as they are, and fit the other models meanwhile."""
+        networks = list(self._networks())
+        with fits_of_trees_and_kernels(), threads_shared() as (pool, all_free):
+            fits: dict[str, Future[Tried]] = {}
+            for name in sorted(SHALLOW, key=lambda name: (name not in FILTERS, name != "filtered")):
+                if name != FOR_CLEAN:  # what is filtered waits for kernels that began before it
+                    fits[name] = pool.submit(self._shallow, name, fits)
+            trained = list(self._train(networks))
+            if not trained:
+                raise DivergenceError(
+                    "No network of loss='auto' could be trained (the warnings say why): try a "
+                    f"smaller lr than {self.clf.lr:g}, or leave it at its default."
+                )
+            all_free.set()
+            return [*trained, *(fits[name].result() for name in SHALLOW if name in fits)]
+
+    def _networks(self) -> Iterator[Untrained]:
         left_out = OF_FEW_COLUMNS if self._has_many_columns() else OF_MANY_COLUMNS
         for name in BUDGETS[self.clf.budget]:
             settings = dict(NETWORKS[name])
@@ -228,7 +245,7 @@ class Auto:
                 continue
             if "strategy" in settings and not isinstance(self.clf.module, str):
                 continue  # it may have no layer that the strategy knows
-            yield from self._network(name, self._params(settings))
+            yield self._network(name, self._params(settings))
 
     def _has_many_columns(self) -> bool:
         return bool(self.x.shape[1] > MOST_COLUMNS)
@@ -241,24 +258,27 @@ class Auto:
         """Return the epochs beyond which a network that is costly by the number is too dear."""
         return MOST_NUMBERS // max(self._size(), 1)
 
-    def _network(self, name: str, params: dict[str, Any]) -> Iterator[Tried]:
-        """Train a network; yield it unless it diverged."""
-        if self.interrupted:
-            return
-        started = time.perf_counter()
+    def _network(self, name: str, params: dict[str, Any]) -> Untrained:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # _encode has warned
             prepared = self._candidate(params)._prepare(**self.data, encoded=self._encoded)
-        try:
-            prepared.train()
-        except DivergenceError as error:
-            warnings.warn(f"{name!r} of loss='auto' is left out: {error}", stacklevel=2)
-            return
-        learned = prepared.fitted(every_member=True)
-        net, oof = learned["net_"], learned["oof_proba_"]
-        self.interrupted = net.interrupted_
-        seconds = time.perf_counter() - started
-        yield Tried(name, Network(net), oof, seconds, params, learned)
+        return name, params, prepared
+
+    def _train(self, networks: list[Untrained]) -> Iterator[Tried]:
+        """Train networks, and forget their data; yield those that did not diverge."""
+        while networks and not self.interrupted:
+            name, params, prepared = networks.pop(0)
+            started = time.perf_counter()
+            try:
+                prepared.train()
+            except DivergenceError as error:
+                warnings.warn(f"{name!r} of loss='auto' is left out: {error}", stacklevel=2)
+                continue
+            learned = prepared.fitted(every_member=True)
+            net, oof = learned["net_"], learned["oof_proba_"]
+            self.interrupted = net.interrupted_
+            seconds = time.perf_counter() - started
+            yield Tried(name, Network(net), oof, seconds, params, learned)
 
     def _params(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return the parameters of a network: what the user chose is kept."""
@@ -275,25 +295,19 @@ class Auto:
             params["strategy"] = [*make_strategies(clf), strategy]
         return params
 
-    def _shallow_models(self) -> list[Tried]:
-        """Fit forests and kernels at once, and then what they filter."""
-        parallel = Parallel(torch.get_num_threads(), require="sharedmem")
-        with fits_of_trees_and_kernels():
-            last = [name for name in SHALLOW if name == "filtered"]  # it takes the kernels
-            first = [name for name in SHALLOW if name not in (*last, FOR_CLEAN)]
-            tried = parallel(delayed(self._shallow)(name) for name in first)
-            return [*tried, *(self._shallow(name, parallel) for name in last)]
-
-    def _shallow(self, name: str, parallel: Parallel | None = None) -> Tried:
+    def _shallow(self, name: str, begun: dict[str, Future[Tried]]) -> Tried:
+        """Fit a forest or kernel least squares; what is filtered takes the kernels, once fitted."""
+        given: dict[str, Any] = {}
+        if name == "filtered":
+            for kernel in FILTERS:
+                begun[kernel].result()
+            least = min(FILTERS, key=lambda kernel: self.fits[kernel][WHOLE].error_)
+            given["kernel"] = self.fits[least]
+            given["features"] = {WHOLE: self.fits["kernel"][WHOLE].features_}
         started = time.perf_counter()
         labels = self.labels
         estimator = clone(SHALLOW[name]).set_params(random_state=self.seed)
         model = Shallow(estimator, labels.n_classes)
-        given: dict[str, Any] = {"parallel": parallel}
-        if name == "filtered":
-            least = min(FILTERS, key=lambda kernel: self.fits[kernel][WHOLE].error_)
-            given["kernel"] = self.fits[least]
-            given["features"] = {WHOLE: self.fits["kernel"][WHOLE].features_}
         oof, self.fits[name] = model.fit(self.x, labels.codes, labels.weight, labels.folds, **given)
         params = {k: v for k, v in estimator.get_params().items() if k != "random_state"}
         return Tried(name, model, oof, time.perf_counter() - started, params)
@@ -303,10 +317,13 @@ class Auto:
         model = Shallow(tried.model.estimator, tried.model.n_classes, transition)
         return replace(tried, model=model, oof=model.corrected(tried.oof))
 
-    def _corrected(self, tried: Tried, transition: Floats) -> Tried:
-        return replace(
-            self._undone(tried, transition), name=f"{tried.name}{CORRECTED}", seconds=0.0
-        )
+    def _corrected(self, tried: list[Tried], transition: Floats) -> list[Tried]:
+        """Return forests and kernels with the noise undone in what they say."""
+        parallel = Parallel(torch.get_num_threads(), require="sharedmem")
+        given = [t for t in tried if t.name in UNDONE]
+        with fits_of_trees_and_kernels():
+            undone = parallel(delayed(self._undone)(t, transition) for t in given)
+        return [replace(t, name=f"{t.name}{CORRECTED}", seconds=0.0) for t in undone]
 
     def _confirmed(self, tried: Tried, mixed: Floats) -> Tried:
         """Fit a filtered model to the rows whose label the mixture makes the most probable."""
@@ -383,6 +400,31 @@ class Auto:
         learned["oof_proba_"] = oof
         learned["label_quality_"] = np.where(self.missing, np.nan, quality)
         return learned
+
+
+@contextmanager
+def threads_shared() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
+    """Keep one half of torch's threads for the caller; the other half works for a pool.
+
+    Networks of tables do not get much faster by more of them. The pool, which begins what comes
+    first, has all once the event is set. Fits in several threads take turns, for the number of
+    torch's threads is one for all.
+    """
+    with DRAWING:
+        threads = torch.get_num_threads()
+        kept, all_free = threads - threads // 2, Event()
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in range(kept):
+                pool.submit(all_free.wait)
+            torch.set_num_threads(kept)
+            try:
+                yield pool, all_free
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            finally:
+                all_free.set()
+                torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, eigh, solve_triangular
 from scipy.sparse import issparse
@@ -22,8 +20,8 @@ from sklearn.utils import check_random_state, gen_batches
 from torch import Tensor
 
 from robustclf._net import RobustNet
-from robustclf.noise import estimate_transition
 from robustclf.noise.posterior import expectation_maximised
+from robustclf.noise.transition import guarded_transition
 
 Floats = NDArray[np.floating[Any]]
 
@@ -295,11 +293,9 @@ def confident_transition(codes: NDArray[np.int64], proba: Floats) -> Floats:
     moved towards the identity until :math:`T_{jk}` is at most the estimated :math:`T_{kk}`, for all
     k; of two classes, that swaps the rows.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a class of few rows has a usable row
-        classes = np.arange(proba.shape[1])
-        transition = estimate_transition(codes, proba, classes=classes, n_bootstrap=0).transition
-    own, identity = transition.diagonal(), np.eye(len(classes))
+    shares = proba.astype(np.float64) / proba.sum(axis=1, keepdims=True)
+    transition = guarded_transition(codes, shares).transition  # usable also where rows are few
+    own, identity = transition.diagonal(), np.eye(len(transition))
     ratio = np.divide(own, transition, out=np.ones_like(transition), where=transition > own)
     moved: Floats = identity + ratio.min(axis=1, keepdims=True) * (transition - identity)
     return moved
@@ -336,8 +332,6 @@ class Shallow:
         codes: NDArray[np.int64],
         weight: Floats,
         folds: Any,
-        *,
-        parallel: Parallel | None = None,
         **given: dict[int, Any],
     ) -> tuple[Floats, dict[int, Any]]:
         """Fit to the rows that have a fold; return the probabilities of all rows, and the fits.
@@ -345,7 +339,7 @@ class Shallow:
         Those of rows that have a fold are of trees, or of a copy, that did not train on them. The
         copies have the parameters that the classifier chose, and its ``features``, which know no
         label. Each fit is under its fold, that to all rows under ``WHOLE``, and so are further
-        arguments of each fit in ``given``. ``parallel`` fits the copies at once.
+        arguments of each fit in ``given``.
         """
         rows = np.flatnonzero(folds >= 0)
 
@@ -365,11 +359,8 @@ class Shallow:
         tuned = clone(self.estimator).set_params(**self.estimator.tuned_)
         held_out = np.unique(folds[rows]).tolist()
         given["features"] = dict.fromkeys(held_out, self.estimator.features_)
-        copies = (parallel or Parallel(1, require="sharedmem"))(
-            delayed(fit)(clone(tuned), fold) for fold in held_out
-        )
-        fits |= zip(held_out, copies, strict=True)
         for fold in held_out:
+            fits[fold] = fit(clone(tuned), fold)
             test = rows[folds[rows] == fold]
             proba[test] = self.widened(fits[fold], x[test])
         return proba, fits

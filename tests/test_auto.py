@@ -3,6 +3,7 @@
 import pickle
 import re
 import warnings
+from threading import Event, Semaphore
 
 import joblib
 import numpy as np
@@ -524,6 +525,61 @@ def test_an_interruption_keeps_what_was_trained(iris):
     assert {"dropout", "forest"} <= names
     assert "sparse" not in names
     assert clf.net_.interrupted_
+
+
+# Threads ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads():
+    """Return a function that sets the number of torch's threads; set it back in the end."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_threads_change_no_result_and_are_the_callers_again(iris, threads):
+    proba = []
+    for n in (1, 2, 3):
+        threads(n)
+        proba.append(auto(budget="balanced").fit(*iris).oof_proba_)
+        assert torch.get_num_threads() == n
+    assert_allclose(proba[1], proba[0], rtol=1e-6)
+    assert_allclose(proba[2], proba[0], rtol=1e-6)
+
+
+def test_a_fit_that_fails_gives_its_threads_back(iris, threads):
+    threads(2)
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(DivergenceError):
+        auto(lr=1e38, strategy="entropy").fit(*iris)
+    assert torch.get_num_threads() == 2
+
+
+def test_half_of_the_threads_work_for_the_pool_until_all_are_free(threads):
+    threads(3)
+    running, go_on = Semaphore(0), Event()
+
+    def task():
+        running.release()
+        return go_on.wait(60)
+
+    with _auto.threads_shared() as (pool, all_free):
+        assert torch.get_num_threads() == 2
+        tasks = [pool.submit(task) for _ in range(4)]
+        assert running.acquire(timeout=60)
+        assert not running.acquire(timeout=0.2)
+        all_free.set()
+        assert all(running.acquire(timeout=60) for _ in range(2))
+        go_on.set()
+        assert all(one.result() for one in tasks)
+    assert torch.get_num_threads() == 3
+
+
+def test_an_error_cancels_what_has_not_begun(threads):
+    threads(1)
+    with pytest.raises(KeyError) as error, _auto.threads_shared() as (pool, _):
+        raise KeyError(pool.submit(list))
+    assert error.value.args[0].cancelled()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from robustclf.noise._guards import (
     Codes,
     Estimator,
     Floats,
+    Guarded,
     class_prior,
     guarded,
     label_counts,
@@ -225,9 +226,22 @@ def transition_matrix(
     array([[1.  , 0.  ],
            [0.17, 0.83]])
     """
-    weight = np.ones(len(codes)) if weight is None else weight
+    return guarded_transition(codes, proba, method, weight=weight, rate=rate).warned(
+        np.arange(proba.shape[1])
+    )
+
+
+def guarded_transition(
+    codes: Codes,
+    proba: Floats,
+    method: str = "confident_joint",
+    *,
+    weight: Floats | None = None,
+    rate: float | str | None = "estimate",
+) -> Guarded:
+    """Return the matrix of :func:`transition_matrix`, and what was mended in it, without a word."""
     estimate = guarded(METHODS[method](codes, proba), limiter(rate, codes, proba))
-    return estimate(weight).warned(np.arange(proba.shape[1]))
+    return estimate(np.ones(len(codes)) if weight is None else weight)
 
 
 def confident_joint(codes: Codes, proba: Floats, weight: Floats | None = None) -> Floats:
