@@ -36,6 +36,7 @@ the identity and nothing is lost.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -223,7 +224,8 @@ class Auto:
     def _as_given(self) -> list[Tried]:
         """Train networks on the labels as they are, and fit the other models meanwhile."""
         networks = list(self._networks())
-        with fits_of_trees_and_kernels(), threads_shared() as (pool, all_free):
+        share = 1.0 if self._is_wide() else 0.5  # wide networks are faster by every thread
+        with fits_of_trees_and_kernels(), threads_shared(share) as (pool, all_free):
             fits: dict[str, Future[Tried]] = {}
             for name in sorted(SHALLOW, key=lambda name: (name not in FILTERS, name != "filtered")):
                 if name != FOR_CLEAN:  # what is filtered waits for kernels that began before it
@@ -249,6 +251,9 @@ class Auto:
 
     def _has_many_columns(self) -> bool:
         return bool(self.x.shape[1] > MOST_COLUMNS)
+
+    def _is_wide(self) -> bool:
+        return self._has_many_columns() and self._size() >= LARGE
 
     def _size(self) -> int:
         """Return the numbers that there are, of sparse rows those that are not 0."""
@@ -288,7 +293,7 @@ class Auto:
         if "numeric_embedding" in chosen:
             chosen["max_epochs"] = min(chosen["max_epochs"], max(LEAST // 2, self._affordable()))
         large = chosen.pop("large", {})
-        if self._has_many_columns() and self._size() >= LARGE:
+        if self._is_wide():
             chosen |= large
         params = {k: v for k, v in chosen.items() if k not in self.own or k == "loss"}
         if strategy is not None:
@@ -403,16 +408,15 @@ class Auto:
 
 
 @contextmanager
-def threads_shared() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
-    """Keep one half of torch's threads for the caller; the other half works for a pool.
+def threads_shared(share: float) -> Iterator[tuple[ThreadPoolExecutor, Event]]:
+    """Keep a share of torch's threads for the caller; the others work for a pool.
 
-    Networks of tables do not get much faster by more of them. The pool, which begins what comes
-    first, has all once the event is set. Fits in several threads take turns, for the number of
-    torch's threads is one for all.
+    The pool, which begins what comes first, has all once the event is set. Fits in several threads
+    take turns, for the number of torch's threads is one for all.
     """
     with DRAWING:
         threads = torch.get_num_threads()
-        kept, all_free = threads - threads // 2, Event()
+        kept, all_free = math.ceil(share * threads), Event()
         with ThreadPoolExecutor(threads) as pool:
             for _ in range(kept):
                 pool.submit(all_free.wait)
