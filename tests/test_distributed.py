@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from scipy.sparse import csr_array
 from sklearn.datasets import load_iris
 from skorch.callbacks import Callback
@@ -223,8 +224,18 @@ def _few_trees():
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    """What each of the processes has written."""
-    folder = tmp_path_factory.mktemp("processes")
+    """What each of the processes has written; workers of pytest-xdist have one run."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "processes"
+    written = [folder / f"{rank}.npz" for rank in range(N_PROCESSES)]
+    with FileLock(f"{folder}.lock"):
+        if not all(file.exists() for file in written):
+            start_processes(folder)
+    return [dict(np.load(file)) for file in written]
+
+
+def start_processes(folder):
+    folder.mkdir(exist_ok=True)
     program = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={N_PROCESSES}"]
     done = subprocess.run(
         [sys.executable, *program, __file__, str(folder)],
@@ -235,7 +246,6 @@ def processes(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(N_PROCESSES)]
 
 
 def of_case(process, case):
