@@ -36,7 +36,6 @@ the identity and nothing is lost.
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -224,13 +223,13 @@ class Auto:
     def _as_given(self) -> list[Tried]:
         """Train networks on the labels as they are, and fit the other models meanwhile."""
         networks = list(self._networks())
-        share = 1.0 if self._is_wide() else 0.5  # wide networks are faster by every thread
-        with fits_of_trees_and_kernels(), threads_shared(share) as (pool, all_free):
+        trained = list(self._train(networks)) if self._is_wide() else []  # faster by every thread
+        with fits_of_trees_and_kernels(), threads_shared() as (pool, all_free):
             fits: dict[str, Future[Tried]] = {}
             for name in sorted(SHALLOW, key=lambda name: (name not in FILTERS, name != "filtered")):
                 if name != FOR_CLEAN:  # what is filtered waits for kernels that began before it
                     fits[name] = pool.submit(self._shallow, name, fits)
-            trained = list(self._train(networks))
+            trained += self._train(networks)
             if not trained:
                 raise DivergenceError(
                     "No network of loss='auto' could be trained (the warnings say why): try a "
@@ -408,15 +407,15 @@ class Auto:
 
 
 @contextmanager
-def threads_shared(share: float) -> Iterator[tuple[ThreadPoolExecutor, Event]]:
-    """Keep a share of torch's threads for the caller; the others work for a pool.
+def threads_shared() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
+    """Keep one half of torch's threads for the caller; the other half works for a pool.
 
     The pool, which begins what comes first, has all once the event is set. Fits in several threads
     take turns, for the number of torch's threads is one for all.
     """
     with DRAWING:
         threads = torch.get_num_threads()
-        kept, all_free = math.ceil(share * threads), Event()
+        kept, all_free = threads - threads // 2, Event()
         with ThreadPoolExecutor(threads) as pool:
             for _ in range(kept):
                 pool.submit(all_free.wait)

@@ -563,7 +563,7 @@ def test_half_of_the_threads_work_for_the_pool_until_all_are_free(threads):
         running.release()
         return go_on.wait(60)
 
-    with _auto.threads_shared(0.5) as (pool, all_free):
+    with _auto.threads_shared() as (pool, all_free):
         assert torch.get_num_threads() == 2
         tasks = [pool.submit(task) for _ in range(4)]
         assert running.acquire(timeout=60)
@@ -577,7 +577,7 @@ def test_half_of_the_threads_work_for_the_pool_until_all_are_free(threads):
 
 def test_an_error_cancels_what_has_not_begun(threads):
     threads(1)
-    with pytest.raises(KeyError) as error, _auto.threads_shared(0.5) as (pool, _):
+    with pytest.raises(KeyError) as error, _auto.threads_shared() as (pool, _):
         raise KeyError(pool.submit(list))
     assert error.value.args[0].cancelled()
 
