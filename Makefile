@@ -19,7 +19,7 @@ test: $(VENV)/.test  ## style, types, tests, doctests
 
 docs: $(VENV)/.docs  ## the site in docs/_build/html, the gallery executed, warnings as errors
 	rm -rf docs/api/generated  # of what may have a new name
-	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going -j auto docs docs/_build/html
 
 bench: $(VENV)/.bench  ## speed and memory as ratios; run it alone on the machine
 	$(BIN)/python benchmarks/speed.py

@@ -267,7 +267,8 @@ def check_targets(app: Sphinx, env: BuildEnvironment) -> None:
                 logging.getLogger(__name__).warning("add %s (%r) to api.rst", name, alias)
 
 
-def setup(app: Sphinx) -> None:
+def setup(app: Sphinx) -> dict[str, bool]:
     """Add the directive and the check."""
     app.add_directive("registry-table", RegistryTable)
     app.connect("env-check-consistency", check_targets)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
