@@ -277,6 +277,13 @@ def test_logits_are_clipped_to_the_norm():
         assert_close(norms, LOGITS.norm(p, dim=-1).clamp(max=1.5))
 
 
+def test_powers_of_large_logits_do_not_overflow():
+    logits = 1e6 * LOGITS.float()
+    for p in (10.0, 50.0):
+        norms = LogitClipped("ce", 1.5, p).transform(logits).norm(p, dim=-1)
+        assert_close(norms, torch.full((7,), 1.5))
+
+
 def test_z_loss_ignores_the_scale():
     assert_close(ZLoss().per_label(50 * LOGITS), ZLoss().per_label(LOGITS), rtol=1e-4, atol=1e-4)
 

@@ -137,16 +137,19 @@ def losses(n_members, n):
     return torch.rand(n_members, n, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("tau", "kept"), [(0.0, 40), (0.25, 30), (0.5, 20), (0.9, 4)])
-def test_co_teaching_keeps_the_smallest_losses_of_the_peer(tau, kept):
-    loss = losses(4, 40)
-    weight = torch.ones(1, 40, dtype=torch.float64)
-    batch = Batch(torch.zeros(40, 1), torch.zeros(40, dtype=torch.int64), weight, torch.arange(40))
+@pytest.mark.parametrize(
+    ("n", "tau", "kept"),
+    [(40, 0.0, 40), (40, 0.25, 30), (40, 0.5, 20), (40, 0.9, 4), (25, 0.4, 15), (100, 0.4, 60)],
+)
+def test_co_teaching_keeps_the_smallest_losses_of_the_peer(n, tau, kept):
+    loss = losses(4, n)
+    weight = torch.ones(1, n, dtype=torch.float64)
+    batch = Batch(torch.zeros(n, 1), torch.zeros(n, dtype=torch.int64), weight, torch.arange(n))
     new = CoTeaching(tau=tau, T_k=1).weigh(stub(epoch=1), batch, loss)
     for member, peer in [(0, 1), (1, 0), (2, 3), (3, 2)]:
         chosen = set(loss[peer].argsort()[:kept].tolist())
         assert set(new[member].nonzero().flatten().tolist()) == chosen
-        assert new[member].max().item() == pytest.approx(40 / kept)
+        assert new[member].max().item() == pytest.approx(n / kept)
 
 
 def test_co_teaching_keeps_the_total_weight_and_never_picks_rows_of_weight_zero():

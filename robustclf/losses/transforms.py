@@ -194,7 +194,8 @@ class LogitClipped(Transformed):
 
     def transform(self, logits: Tensor) -> Tensor:
         """Return the clipped logits."""
-        norm = torch.linalg.vector_norm(logits, self.p, dim=-1, keepdim=True)
+        high = logits.detach().abs().amax(-1, keepdim=True).clamp_min(1)  # to its p-th power: inf
+        norm = high * torch.linalg.vector_norm(logits / high, self.p, dim=-1, keepdim=True)
         clipped: Tensor = logits * (self.tau / norm.maximum(like(self.tau, norm)))
         return clipped
 

@@ -275,7 +275,8 @@ class JoCoR(Strategy):
 def smallest(loss: Tensor, weight: Tensor, share: float) -> Tensor:
     """Return the weights of the share of rows with the smallest loss, 0 for the others."""
     rank = loss.masked_fill(weight == 0, torch.inf).argsort(-1).argsort(-1)
-    return weight * (rank < torch.ceil(share * (weight > 0).sum(-1, keepdim=True)))
+    kept = torch.ceil(share * (weight > 0).sum(-1, keepdim=True) - 1e-3)  # .6 of 5 are 3, not 4
+    return weight * (rank < kept)
 
 
 def _disagreement(logits: Tensor) -> Tensor:
