@@ -428,8 +428,21 @@ def _inputs(clf: Any, encoder: Any, x: Any, rows: Rows, n_stacked: int) -> Tabul
         some = x.sample
     else:
         some = x[rows.trained[:: max(1, len(rows.trained) // BIN_ROWS)]]
-    embedding = make_embedding(clf.numeric_embedding, some[:, :n_numeric], n_stacked)
-    return TabularInput(n_stacked, n_dense, n_numeric, cardinalities, embedding)
+    embedded = _of_three_values(some[:, :n_numeric])
+    embedding = make_embedding(clf.numeric_embedding, some[:, embedded], n_stacked)
+    return TabularInput(n_stacked, n_dense, n_numeric, cardinalities, embedding, embedded)
+
+
+def _of_three_values(numbers: Any) -> list[int]:
+    """Return the columns with three values or more: of two values, all functions are linear.
+
+    Sparse columns are taken to have as many.
+    """
+    if sparse.issparse(numbers) or not len(numbers):
+        return list(range(numbers.shape[1]))
+    between = (numbers > numbers.min(axis=0)) & (numbers < numbers.max(axis=0))
+    columns: list[int] = np.flatnonzero(between.any(axis=0)).tolist()
+    return columns
 
 
 def auto_epochs(

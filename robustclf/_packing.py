@@ -42,6 +42,7 @@ def pack(network: Network) -> dict[str, Any] | Network:
         "n_members": network.n_members,
         "n_dense": inputs.n_dense,
         "n_numeric": inputs.n_numeric,
+        "embedded": inputs.embedded,
         "cardinalities": [table.cardinality for table in inputs.categories],
         "embedding": aliases.get(kind),
         "weights": to_arrays(network),
@@ -52,14 +53,13 @@ def unpack(packed: dict[str, Any] | Network) -> Network:
     """Build the network that :func:`pack` described, on the CPU."""
     if isinstance(packed, Network):
         return packed
-    n_members, n_numeric, weights = (packed[key] for key in ("n_members", "n_numeric", "weights"))
+    n_members, weights = packed["n_members"], packed["weights"]
+    columns = {name: packed[name] for name in ("n_dense", "n_numeric", "cardinalities", "embedded")}
     left = weights.get("inputs.embedding.left")
     bins = {} if left is None else {"n_bins": left.shape[1]}
-    numbers = np.zeros((1, n_numeric))
+    numbers = np.zeros((1, len(packed["embedded"])))
     embedding = make_embedding(packed["embedding"], numbers, n_members, **bins)
-    inputs = TabularInput(
-        n_members, packed["n_dense"], n_numeric, packed["cardinalities"], embedding
-    )
+    inputs = TabularInput(n_members, embedding=embedding, **columns)
     network = make_network(inputs=inputs, n_members=n_members, seeds=(), **packed["arguments"])
     return from_arrays(network, weights)
 

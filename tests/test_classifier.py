@@ -268,6 +268,20 @@ def test_networks_and_numeric_embeddings_learn(iris, module, kind, embedding):
     assert roc_auc_score(iris[1], clf.oof_proba_, multi_class="ovr") > 0.95
 
 
+@pytest.mark.parametrize("embedding", ["periodic", "piecewise_linear"])
+def test_numbers_of_two_values_are_not_embedded(iris, embedding):
+    X, y = iris
+    weight = np.r_[0, np.ones(149)]
+    flags = np.c_[X[:, 0], X[:, 1] > 3, np.full(150, 7), X[:, 2] > 4, X[:, 3]]
+    flags[0, 1] = 5  # of weight 0
+    clf = small(numeric_embedding=embedding).fit(flags, y, sample_weight=weight)
+    assert clf.net_.module_.inputs.embedded == [0, 4]
+    again = pickle.loads(pickle.dumps(clf))
+    assert_array_equal(again.predict_proba(flags), clf.predict_proba(flags))
+    plain = small(numeric_embedding=embedding).fit(flags[1:, 1:4], y[1:]).net_.module_
+    assert plain.inputs.embedding is None
+
+
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_activations_fit_and_pickle(iris, activation):
     clf = small(activation=activation).fit(*iris)

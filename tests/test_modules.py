@@ -143,6 +143,14 @@ def test_embedded_numbers_stand_before_the_other_dense_columns():
     assert out.shape[-1] == inputs.out_features == 3 + 4
 
 
+def test_columns_that_are_not_embedded_stand_behind():
+    embedding = PiecewiseLinearEmbedding(torch.tensor([[0.0, 0.0], [1.0, 2.0]]))
+    inputs = TabularInput(1, 4, 3, (4,), embedding, embedded=[0, 2])
+    out = inputs(torch.tensor([[0.5, 8.0, 1.0, 7.0, 2.0]]))
+    assert_close(out[0, 0, :4], torch.tensor([0.5, 0.5, 8.0, 7.0]))
+    assert out.shape[-1] == inputs.out_features == 4 + 4
+
+
 # Networks -------------------------------------------------------------------------------------
 
 

@@ -254,14 +254,18 @@ class TabularInput(nn.Module):
     n_dense : int
         Width of the leading dense block of a row.
     n_numeric : int
-        Leading columns of that block that are numbers, the ones ``embedding`` reads.
+        Leading columns of that block that are numbers.
     cardinalities : sequence of int
         Number of codes of each of the trailing code columns.
     embedding : module, optional
-        Maps ``(sample, n_numeric)`` to ``([member,] sample, embedding.out_features)``.
+        Maps ``(sample, len(embedded))`` to ``([member,] sample, embedding.out_features)``.
+    embedded : sequence of int, optional
+        Columns that ``embedding`` reads; None for all numbers. The others stand behind.
     max_features : int, default=8
         Largest size of a category's vector.
     """
+
+    order: Tensor | None
 
     def __init__(
         self,
@@ -270,27 +274,34 @@ class TabularInput(nn.Module):
         n_numeric: int,
         cardinalities: Sequence[int],
         embedding: nn.Module | None = None,
+        embedded: Sequence[int] | None = None,
         max_features: int = 8,
     ) -> None:
         super().__init__()
         self.n_dense = n_dense
         self.n_numeric = n_numeric
         self.embedding = embedding
+        self.embedded = list(range(n_numeric)) if embedded is None else list(embedded)
+        order = [*self.embedded, *sorted(set(range(n_dense)).difference(self.embedded))]
+        moved = None if order == sorted(order) else torch.tensor(order)
+        self.register_buffer("order", moved, persistent=False)
         self.categories = nn.ModuleList(
             CategoryEmbedding(n_members, n, min(max_features, n)) for n in cardinalities
         )
-        embedded = n_numeric if embedding is None else int(embedding.out_features)  # type: ignore[arg-type]
-        widths = sum(min(max_features, n) for n in cardinalities)
-        self.out_features = n_dense - n_numeric + embedded + widths
+        self.out_features = n_dense + sum(min(max_features, n) for n in cardinalities)
+        if embedding is not None:
+            self.out_features += int(embedding.out_features) - len(self.embedded)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map encoded rows ``([member,] sample, n_dense + n_codes)`` to the network's input."""
         if self.embedding is None and not self.categories:
             return x
-        parts = [x[..., : self.n_dense]]
+        dense = x[..., : self.n_dense]
+        parts = [dense]
         if self.embedding is not None:
-            numbers, rest = x[..., : self.n_numeric], x[..., self.n_numeric : self.n_dense]
-            parts = [self.embedding(numbers), rest]
+            dense = dense if self.order is None else dense[..., self.order]
+            n = len(self.embedded)
+            parts = [self.embedding(dense[..., :n]), dense[..., n:]]
         codes = x[..., self.n_dense :].long().unbind(-1)
         parts += [table(code) for table, code in zip(self.categories, codes, strict=True)]
         if any(part.ndim == 3 for part in parts):
