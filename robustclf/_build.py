@@ -423,25 +423,31 @@ def _inputs(clf: Any, encoder: Any, x: Any, rows: Rows, n_stacked: int) -> Tabul
     encoded = isinstance(encoder, TabularEncoder)
     n_dense = encoder.n_dense_ if encoded else x.shape[1]
     n_numeric = encoder.numeric_.stop if encoded else x.shape[1]
-    cardinalities = encoder.cardinalities_ if encoded else ()
+    columns = n_dense, n_numeric, encoder.cardinalities_ if encoded else ()
+    if clf.numeric_embedding is None:
+        return TabularInput(n_stacked, *columns)
     if isinstance(x, StreamedRows):
         some = x.sample
     else:
         some = x[rows.trained[:: max(1, len(rows.trained) // BIN_ROWS)]]
     embedded = _of_three_values(some[:, :n_numeric])
     embedding = make_embedding(clf.numeric_embedding, some[:, embedded], n_stacked)
-    return TabularInput(n_stacked, n_dense, n_numeric, cardinalities, embedding, embedded)
+    return TabularInput(n_stacked, *columns, embedding, embedded)
 
 
 def _of_three_values(numbers: Any) -> list[int]:
-    """Return the columns with three values or more: of two values, all functions are linear.
-
-    Sparse columns are taken to have as many.
-    """
-    if sparse.issparse(numbers) or not len(numbers):
-        return list(range(numbers.shape[1]))
-    between = (numbers > numbers.min(axis=0)) & (numbers < numbers.max(axis=0))
-    columns: list[int] = np.flatnonzero(between.any(axis=0)).tolist()
+    """Return the columns with three values or more: of two values, all functions are linear."""
+    n, d = numbers.shape
+    low, high = numbers.min(axis=0), numbers.max(axis=0)
+    if sparse.issparse(numbers):
+        low, high = low.toarray().ravel(), high.toarray().ravel()
+        column, value = numbers.indices, numbers.data
+        between = (value > low[column]) & (value < high[column])
+        three = np.bincount(column, between, minlength=d) > 0
+        three |= (low < 0) & (high > 0) & (np.bincount(column, minlength=d) < n)
+    else:
+        three = ((numbers > low) & (numbers < high)).any(axis=0)
+    columns: list[int] = np.flatnonzero(three).tolist()
     return columns
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from skorch.callbacks import (
@@ -268,14 +269,17 @@ def test_networks_and_numeric_embeddings_learn(iris, module, kind, embedding):
     assert roc_auc_score(iris[1], clf.oof_proba_, multi_class="ovr") > 0.95
 
 
+@pytest.mark.parametrize("kind", [np.asarray, csr_array])
 @pytest.mark.parametrize("embedding", ["periodic", "piecewise_linear"])
-def test_numbers_of_two_values_are_not_embedded(iris, embedding):
+def test_numbers_of_two_values_are_not_embedded(iris, embedding, kind):
     X, y = iris
+    X = X - [0, 0, 0, 1]
     weight = np.r_[0, np.ones(149)]
-    flags = np.c_[X[:, 0], X[:, 1] > 3, np.full(150, 7), X[:, 2] > 4, X[:, 3]]
+    flags = np.c_[X[:, 0], X[:, 1] > 3, np.full(150, 7), X[:, 2] > 4, X[:, 3], np.sign(X[:, 3])]
     flags[0, 1] = 5  # of weight 0
+    flags = kind(flags)
     clf = small(numeric_embedding=embedding).fit(flags, y, sample_weight=weight)
-    assert clf.net_.module_.inputs.embedded == [0, 4]
+    assert clf.net_.module_.inputs.embedded == [0, 4, 5]
     again = pickle.loads(pickle.dumps(clf))
     assert_array_equal(again.predict_proba(flags), clf.predict_proba(flags))
     plain = small(numeric_embedding=embedding).fit(flags[1:, 1:4], y[1:]).net_.module_
