@@ -299,7 +299,7 @@ class TabularInput(nn.Module):
         dense = x[..., : self.n_dense]
         parts = [dense]
         if self.embedding is not None:
-            dense = dense if self.order is None else dense[..., self.order]
+            dense = dense if self.order is None else dense.index_select(-1, self.order)
             n = len(self.embedded)
             parts = [self.embedding(dense[..., :n]), dense[..., n:]]
         codes = x[..., self.n_dense :].long().unbind(-1)
