@@ -427,6 +427,13 @@ def test_error_norm_leaves_out_the_far_rows():
     assert_close(weigh(threshold=0.1, start_epoch=10), batch.weight.expand(2, 4))
 
 
+def test_error_norm_keeps_no_row_too_many_by_rounding():
+    net, _ = stub()
+    batch = rows(25, torch.ones(25), logits=torch.randn(1, 25, 4))
+    kept = ErrorNormTruncation(fraction=0.4).weigh(net, batch, torch.zeros(1, 25))
+    assert kept.sum() == 15
+
+
 def test_error_norm_reads_the_softmax_while_the_cross_entropy_warms_up():
     batch = rows(6, logits=4 * rand(2, 6, K))
     weights = {

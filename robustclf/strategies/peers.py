@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustclf.losses._hyperparameters import check_integer, check_range
 from robustclf.strategies._base import STRATEGIES, Batch, Strategy
-from robustclf.strategies.selection import with_total_of
+from robustclf.strategies.selection import smallest, with_total_of
 
 
 @STRATEGIES.register("co_teaching")
@@ -270,13 +270,6 @@ class JoCoR(Strategy):
     def penalty(self, net: Any, batch: Batch, logits: Tensor) -> Tensor:
         """Return half of the divergence of each sample's two predictions, ``(member, sample)``."""
         return self.lam / 2 * self.kept_ * _disagreement(logits)
-
-
-def smallest(loss: Tensor, weight: Tensor, share: float) -> Tensor:
-    """Return the weights of the share of rows with the smallest loss, 0 for the others."""
-    rank = loss.masked_fill(weight == 0, torch.inf).argsort(-1).argsort(-1)
-    kept = torch.ceil(share * (weight > 0).sum(-1, keepdim=True) - 1e-3)  # .6 of 5 are 3, not 4
-    return weight * (rank < kept)
 
 
 def _disagreement(logits: Tensor) -> Tensor:
