@@ -28,7 +28,13 @@ from robustclf._stream import HELD_ROWS, StreamedRows, StreamedSet, sample_rows
 from robustclf._training_set import TrainingSet
 from robustclf.losses import Loss, make_loss
 from robustclf.losses._hyperparameters import check_integer
-from robustclf.modules import TabularInput, make_embedding, make_network, needs_held_out
+from robustclf.modules import (
+    TabularInput,
+    embeddable,
+    make_embedding,
+    make_network,
+    needs_held_out,
+)
 from robustclf.optimizers import check_optimizer, fused, get_optimizer
 from robustclf.preprocessing import TabularEncoder
 from robustclf.preprocessing._columns import unmasked
@@ -430,25 +436,9 @@ def _inputs(clf: Any, encoder: Any, x: Any, rows: Rows, n_stacked: int) -> Tabul
         some = x.sample
     else:
         some = x[rows.trained[:: max(1, len(rows.trained) // BIN_ROWS)]]
-    embedded = _of_three_values(some[:, :n_numeric])
+    embedded = embeddable(some[:, :n_numeric])
     embedding = make_embedding(clf.numeric_embedding, some[:, embedded], n_stacked)
     return TabularInput(n_stacked, *columns, embedding, embedded)
-
-
-def _of_three_values(numbers: Any) -> list[int]:
-    """Return the columns with three values or more: of two values, all functions are linear."""
-    n, d = numbers.shape
-    low, high = numbers.min(axis=0), numbers.max(axis=0)
-    if sparse.issparse(numbers):
-        low, high = low.toarray().ravel(), high.toarray().ravel()
-        column, value = numbers.indices, numbers.data
-        between = (value > low[column]) & (value < high[column])
-        three = np.bincount(column, between, minlength=d) > 0
-        three |= (low < 0) & (high > 0) & (np.bincount(column, minlength=d) < n)
-    else:
-        three = ((numbers > low) & (numbers < high)).any(axis=0)
-    columns: list[int] = np.flatnonzero(three).tolist()
-    return columns
 
 
 def auto_epochs(

@@ -114,7 +114,8 @@ class RobustClassifier(Fitted, NestedParamsMixin, ClassifierMixin, BaseEstimator
         Probability of setting a hidden unit to zero; ``"auto"`` is 0.3, and 0 for data that fit in
         one batch.
     numeric_embedding : {None, "periodic", "piecewise_linear"}, default=None
-        How numbers of more than two values enter the network besides as themselves.
+        How numbers of more than two values enter the network besides as themselves. In
+        ``partial_fit`` the first rows say which are.
     preprocess : {"auto", None} or transformer, default="auto"
         ``"auto"`` is :class:`~robustclf.preprocessing.TabularEncoder`; None takes numbers as they
         are.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,6 +20,7 @@ from robustclf.modules._layers import (
     Dropout,
     MemberLayerNorm,
     MemberLinear,
+    NumericEmbedding,
     PeriodicEmbedding,
     PiecewiseLinearEmbedding,
     TabularInput,
@@ -42,6 +44,7 @@ __all__ = [
     "ResNet",
     "TabularInput",
     "drop_mask",
+    "embeddable",
     "make_embedding",
     "make_network",
     "needs_held_out",
@@ -63,9 +66,40 @@ EMBEDDINGS.register("periodic")(PeriodicEmbedding)
 EMBEDDINGS.register("piecewise_linear")(PiecewiseLinearEmbedding)
 
 
+def embeddable(numbers: Any) -> list[int]:
+    """Return the columns that an embedding can tell more of: of two values any function is linear.
+
+    Parameters
+    ----------
+    numbers : ndarray or CSR matrix of shape (sample, n_numeric)
+
+    Returns
+    -------
+    columns : list of int
+        Those of three values or more, in their order.
+
+    Examples
+    --------
+    >>> embeddable(np.array([[0.0, 1.0, 5.0], [1.0, 1.5, 5.0], [0.0, 2.0, 5.0]]))
+    [1]
+    """
+    n, d = numbers.shape
+    low, high = numbers.min(axis=0), numbers.max(axis=0)
+    if sparse.issparse(numbers):
+        low, high = low.toarray().ravel(), high.toarray().ravel()
+        column, value = numbers.indices, numbers.data
+        between = (value > low[column]) & (value < high[column])
+        three = np.bincount(column, between, minlength=d) > 0
+        three |= (low < 0) & (high > 0) & (np.bincount(column, minlength=d) < n)
+    else:
+        three = ((numbers > low) & (numbers < high)).any(axis=0)
+    columns: list[int] = np.flatnonzero(three).tolist()
+    return columns
+
+
 def make_embedding(
     name: str | None, numbers: Any, n_members: int, n_bins: int = 16
-) -> nn.Module | None:
+) -> NumericEmbedding | None:
     """Build the numeric embedding ``name`` for training rows ``(sample, n_numeric)``.
 
     Parameters

@@ -245,6 +245,9 @@ class PiecewiseLinearEmbedding(nn.Module):
         return progress.clamp(self.low, self.high).flatten(-2)
 
 
+NumericEmbedding = PeriodicEmbedding | PiecewiseLinearEmbedding
+
+
 class TabularInput(nn.Module):
     """Turn encoded rows into what a network reads: embed the numbers and the category codes.
 
@@ -273,7 +276,7 @@ class TabularInput(nn.Module):
         n_dense: int,
         n_numeric: int,
         cardinalities: Sequence[int],
-        embedding: nn.Module | None = None,
+        embedding: NumericEmbedding | None = None,
         embedded: Sequence[int] | None = None,
         max_features: int = 8,
     ) -> None:
@@ -290,7 +293,7 @@ class TabularInput(nn.Module):
         )
         self.out_features = n_dense + sum(min(max_features, n) for n in cardinalities)
         if embedding is not None:
-            self.out_features += int(embedding.out_features) - len(self.embedded)  # type: ignore[arg-type]
+            self.out_features += embedding.out_features - len(self.embedded)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map encoded rows ``([member,] sample, n_dense + n_codes)`` to the network's input."""
